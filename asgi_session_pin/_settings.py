@@ -1,0 +1,123 @@
+"""Plain values (of a YAML file or a dict) into msgspec structs, with every fault named by its dotted path."""
+
+import difflib
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from ._yaml import Template, YAMLFault
+
+StructT = TypeVar("StructT", bound=msgspec.Struct)
+
+# What stands under these names is never shown.
+SECRETS = frozenset({"secret", "url"})
+
+
+def read_settings(kind: type[StructT], value: Any) -> tuple[StructT | None, list[str]]:
+    """Return *value* as a *kind* and no fault, or None and a line for each fault."""
+    reader = _Reader()
+    settings = reader.read(kind, value, "")
+    return (None if reader.faults else settings), reader.faults
+
+
+class _Reader:
+    """Builds settings; what can't be used becomes a fault, and the reading goes on."""
+
+    def __init__(self) -> None:
+        self.faults: list[str] = []
+        self._templates: dict[str, Template] = {}
+
+    def read(self, kind: Any, value: Any, path: str) -> Any:
+        if isinstance(value, Template):
+            self._templates[path] = value
+            try:
+                value = value.fill()
+            except YAMLFault as fault:
+                return self._fault(path, str(fault))
+        if typing.get_origin(kind) is tuple:
+            return self._read_list(kind, value, path)
+        if typing.get_origin(kind) is dict:
+            return self._read_aliases(kind, value, path)
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            return self._read_struct(kind, value, path)
+        try:
+            return msgspec.convert(value, kind)
+        except (ValueError, OverflowError):
+            return self._unexpected(path, value, expected(kind))
+
+    def _read_struct(self, kind: type[msgspec.Struct], value: Any, path: str) -> Any:
+        value = {} if value is None else value  # a section whose every line is commented out
+        if not isinstance(value, Mapping):
+            return self._unexpected(path, value, "a mapping")
+        fields = {field.name: field for field in msgspec.structs.fields(kind)}
+        for key in value:
+            if key not in fields:
+                similar = difflib.get_close_matches(str(key), fields, 1)
+                hint = f"did you mean {similar[0]!r}?" if similar else f"expected one of {', '.join(fields)}"
+                self._fault(_join(path, key), f"unknown key, {hint}")
+        read: dict[str, Any] = {}
+        for name, field in fields.items():
+            if name in value:
+                read[name] = self.read(field.type, value[name], _join(path, name))
+            elif field.required:
+                self._fault(_join(path, name), f"missing, expected {expected(field.type)}")
+        return None if self.faults else kind(**read)
+
+    def _read_list(self, kind: Any, value: Any, path: str) -> Any:
+        item_kind = typing.get_args(kind)[0]
+        if not isinstance(value, list | tuple):
+            return self._unexpected(path, value, f"a list, each item {expected(item_kind)}")
+        return tuple(self.read(item_kind, item, _join(path, index)) for index, item in enumerate(value))
+
+    def _read_aliases(self, kind: Any, value: Any, path: str) -> Any:
+        if not isinstance(value, Mapping):
+            return self._unexpected(path, value, "a mapping of name to name")
+        name_kind, target_kind = typing.get_args(kind)
+        aliases: dict[str, str] = {}
+        for key, item in value.items():
+            name = self.read(name_kind, str(key) if isinstance(key, Template) else key, _join(path, key))
+            target = self.read(target_kind, item, _join(path, key))
+            if isinstance(name, str) and isinstance(target, str):
+                if target.count("*") > name.count("*"):
+                    self._unexpected(_join(path, key), target, f"no more * than in {name!r}")
+                aliases[name] = target
+        return aliases
+
+    def _unexpected(self, path: str, value: Any, wanted: str) -> None:
+        found = f"a value of type {type(value).__name__}"
+        if path in self._templates:  # what the environment holds may be a secret
+            found = f"{str(self._templates[path])!r}, filled in as {found}"
+        elif path.rpartition(".")[2] not in SECRETS:
+            found = _shown(value)
+        self._fault(path, f"found {found}, expected {wanted}")
+
+    def _fault(self, path: str, what: str) -> None:
+        self.faults.append(f"{path}: {what}" if path else what)
+
+
+def expected(kind: Any) -> str:
+    """Return in words what a setting of type *kind* takes."""
+    if typing.get_origin(kind) is typing.Annotated:
+        return str(kind.__metadata__[0].description)
+    if typing.get_origin(kind) is typing.Literal:
+        return " or ".join(f'"{choice}"' for choice in typing.get_args(kind))
+    if typing.get_args(kind):  # a union
+        return " or ".join(map(expected, typing.get_args(kind)))
+    return {bool: "true or false", type(None): "null", str: "a string"}.get(kind, "a mapping")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        return "a list"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _join(path: str, key: object) -> str:
+    return f"{path}.{key}" if path else str(key)

@@ -1,0 +1,123 @@
+"""YAML text in, plain values out: with environment variables filled in and with bounds on what a file can cost."""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+MAX_BYTES = 1_048_576
+MAX_VALUES = 100_000  # after every alias is written out
+
+
+class YAMLFault(ValueError):
+    """The text can't be read; the message never holds a line of it, which could be a secret."""
+
+
+def load_yaml(text: bytes) -> Any:
+    """Return what *text* holds; scalars with a `$` come as `Template`. Raises YAMLFault."""
+    if len(text) > MAX_BYTES:
+        raise YAMLFault(f"found {len(text):,} bytes, expected at most {MAX_BYTES:,}")
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check(node, {})
+        return loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        raise YAMLFault(f"{_line(error.problem_mark)}not valid YAML: {error.problem}") from None
+    except yaml.YAMLError:
+        raise YAMLFault("not valid YAML: it holds bytes or characters that YAML does not allow") from None
+    except RecursionError:
+        raise YAMLFault("nested too deep") from None
+    except YAMLFault:
+        raise
+    except ValueError as error:  # a date such as 2024-99-99
+        raise YAMLFault(f"not valid YAML: {error}") from None
+
+
+class Template(str):
+    """A scalar with a `$` in it. A plain one (without quotes) becomes what YAML makes of the text filled in."""
+
+    plain: bool
+
+    def fill(self, environment: Mapping[str, str] = os.environ) -> Any:
+        """Return the value with `${NAME}`, `${NAME:-default}` and `$$` filled in. Raises YAMLFault."""
+        text = _variable.sub(lambda found: _fill(found, environment), self)
+        return _scalar(text) if self.plain else text
+
+
+_variable = re.compile(r"\$(?:\$|\{([^}]*)(\}?))")
+_variable_name = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
+
+
+def _fill(found: re.Match[str], environment: Mapping[str, str]) -> str:
+    if found[0] == "$$":
+        return "$"
+    parts = _variable_name.fullmatch(found[1])
+    if parts is None or not found[2]:
+        raise YAMLFault("found a ${ that is not ${NAME} or ${NAME:-default}; a plain dollar sign is $$")
+    name, default = parts.groups()
+    value = environment.get(name)
+    if default is not None:
+        return value or default  # as in a shell, an empty variable takes the default too
+    if value is None:
+        raise YAMLFault(f"the environment variable {name} is not set")
+    return value
+
+
+def _scalar(text: str) -> Any:
+    loader: Any = yaml.SafeLoader("")
+    node = yaml.ScalarNode(loader.resolve(yaml.ScalarNode, text, (True, False)), text)
+    try:
+        return loader.construct_object(node)
+    except ValueError:  # looks like a date or a number and is none
+        return text
+
+
+class _Loader(yaml.SafeLoader):
+    def construct_template(self, node: yaml.ScalarNode) -> str:
+        text = str(self.construct_scalar(node))
+        if "$" not in text:
+            return text
+        template = Template(text)
+        template.plain = node.style is None
+        return template
+
+
+_Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_template)
+
+
+def _check(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """Return how many values *node* stands for; a node that an alias repeats is looked at once and counts each time."""
+    if id(node) in sizes:
+        size = sizes[id(node)]
+        if size == 0:
+            raise YAMLFault(f"{_line(node.start_mark)}an alias stands inside what it names")
+        return size
+    sizes[id(node)] = 0
+    size = 1
+    if isinstance(node, yaml.MappingNode):
+        _check_keys(node)
+        size += sum(_check(key, sizes) + _check(value, sizes) for key, value in node.value)
+    elif isinstance(node, yaml.SequenceNode):
+        size += sum(_check(item, sizes) for item in node.value)
+    if size > MAX_VALUES:
+        raise YAMLFault(f"{_line(node.start_mark)}its aliases expand to more than {MAX_VALUES:,} values")
+    sizes[id(node)] = size
+    return size
+
+
+def _check_keys(node: yaml.MappingNode) -> None:
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode):
+            if key.value in seen:
+                raise YAMLFault(f"{_line(key.start_mark)}the key {key.value!r} stands there a second time")
+            seen.add(key.value)
+
+
+def _line(mark: Any) -> str:
+    return "" if mark is None else f"line {mark.line + 1}: "

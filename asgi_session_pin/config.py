@@ -1,0 +1,187 @@
+"""Configuration: YAML or a dict in, checked and frozen settings out, or every fault at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from ._settings import SECRETS, read_settings
+from ._yaml import YAMLFault, load_yaml
+
+_MAX_SECONDS = 1_000_000_000  # thirty years: whatever is longer is a mistake
+_HEADER = r"header:[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+
+Seconds = Annotated[float, Meta(gt=0, le=_MAX_SECONDS, description="a number of seconds above 0")]
+Count = Annotated[int, Meta(ge=1, description="a whole number of at least 1")]
+Bytes = Annotated[int, Meta(ge=1, description="a number of bytes of at least 1")]
+Name = Annotated[str, Meta(min_length=1, description="a name or a pattern with *")]
+SessionSource = Annotated[str, Meta(pattern=f"^{_HEADER}$", description='"header:NAME"')]
+PartitionPart = Annotated[str, Meta(pattern=f"^({_HEADER}|model)$", description='"header:NAME" or "model"')]
+DecisionSource = Annotated[
+    str, Meta(pattern=rf"^({_HEADER}|body:[^.\s]+(\.[^.\s]+)*)$", description='"header:NAME" or "body:PATH.TO.NAME"')
+]
+PathPattern = Annotated[str, Meta(pattern=r"^[/*]", description='a path pattern that starts with "/" or "*"')]
+
+
+class ConfigError(ValueError):
+    """The configuration can't be used.
+
+    *faults* has a line for each thing that is wrong: its dotted path, what was found and what was expected.
+    """
+
+    def __init__(self, source: str, faults: list[str]) -> None:
+        self.faults = tuple(faults)
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        super().__init__("\n  ".join((f"{source}: {count}", *faults)))
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    def __repr__(self) -> str:
+        values = ((name, "***" if name in SECRETS else repr(getattr(self, name))) for name in self.__struct_fields__)
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in values)})"
+
+
+class Routing(_Section, frozen=True):
+    """How long a pin holds, how many there are, and for which models the router decides.
+
+    - `session_ttl_seconds`: a pin lapses after this long without use.
+    - `session_ttl_sliding`: each use renews it; False counts from the decision.
+    - `session_max_age_seconds`: a pin is decided afresh after this long, used or not; None: never.
+    - `session_max_entries`: bound of the in-process table; the least recently used pin goes first.
+    - `router_models`: names the router decides for (`*` is special). Empty: any name may be one. Given: a request for
+      another model passes untouched, and these names are never a decision.
+    """
+
+    session_ttl_seconds: Seconds = 600
+    session_ttl_sliding: bool = True
+    session_max_age_seconds: Seconds | None = None
+    session_max_entries: Count = 10_000
+    router_models: tuple[Name, ...] = ()
+
+
+class Sessions(_Section, frozen=True):
+    """Which session a request belongs to.
+
+    - `sources`: where the session's id comes from; the first that is present counts.
+    - `partition_by`: parts of the key beside the id; all that are present count.
+    - `max_id_length`: longer ids are not used, in characters.
+    - `secret`: keys the digest of ids, so that whoever can read a shared store can't test guessed ids against it.
+    """
+
+    sources: tuple[SessionSource, ...] = ("header:x-session-id",)
+    partition_by: tuple[PartitionPart, ...] = (
+        "header:authorization",
+        "header:x-api-key",
+        "header:api-key",
+        "header:x-goog-api-key",
+        "header:x-litellm-api-key",
+        "header:ocp-apim-subscription-key",
+        "model",
+    )
+    max_id_length: Annotated[int, Meta(ge=1, le=65_536, description="a whole number from 1 to 65536")] = 256
+    secret: Annotated[str, Meta(min_length=1, description="a string")] | None = None
+
+
+class Decisions(_Section, frozen=True):
+    """Where a response names the model that the router chose.
+
+    - `sources`: headers and members of JSON bodies or SSE events, tried in this order.
+    - `aliases`: name in the response -> name to send; a `*` on the right carries what the left one matched.
+    """
+
+    sources: tuple[DecisionSource, ...] = (
+        "header:x-vsr-selected-model",
+        "body:model",
+        "body:message.model",
+        "body:response.model",
+        "body:models.0",
+    )
+    aliases: dict[str, Name] = {}
+
+
+class Endpoint(_Section, frozen=True):
+    """A path of the app, as a pattern, and what is done there; POST only, one trailing slash is tolerated.
+
+    - `path`: only `*` is special, and it crosses "/".
+    - `kind`: `completion` (pinned), `decision` (only says which model it would use) or `ignore`.
+    """
+
+    path: PathPattern
+    kind: Literal["completion", "decision", "ignore"] = "completion"
+
+
+class Store(_Section, frozen=True):
+    """Where the pins are kept.
+
+    - `url`: `memory://`, this process's own table.
+    """
+
+    url: Annotated[str, Meta(pattern=r"^memory://$", description='"memory://"')] = "memory://"
+
+
+class Limits(_Section, frozen=True):
+    """Bounds on what is held in memory for one request, in bytes.
+
+    - `max_request_bytes`: a larger request body passes on without pinning.
+    - `max_inspected_response_bytes`: of a response looked at for its model; the response itself has no limit.
+    """
+
+    max_request_bytes: Bytes = 33_554_432
+    max_inspected_response_bytes: Bytes = 8_388_608
+
+
+class Config(_Section, frozen=True):
+    """All settings; values given in Python are checked when the middleware is made.
+
+    - `endpoints`: tried in order, the first match counts.
+    - `response_headers`: False sends the client none of our headers.
+    """
+
+    routing: Routing = Routing()
+    sessions: Sessions = Sessions()
+    decisions: Decisions = Decisions()
+    endpoints: tuple[Endpoint, ...] = (
+        Endpoint(path="*/routing/v1/chat/completions", kind="decision"),
+        Endpoint(path="*/deployments/*", kind="ignore"),  # the path names the model there: a body's model would lie
+        Endpoint(path="*/engines/*", kind="ignore"),
+        Endpoint(path="*/chat/completions"),
+        Endpoint(path="*/responses"),
+        Endpoint(path="*/v1/messages"),
+        Endpoint(path="*/v1/completions"),
+    )
+    store: Store = Store()
+    limits: Limits = Limits()
+    response_headers: bool = True
+
+    @classmethod
+    def load(cls, source: str | os.PathLike[str] | Mapping[str, Any] | Config | None) -> Config:
+        """Return the checked settings of a YAML file, of a mapping of its shape, or of a Config made in Python.
+
+        Raises ConfigError, with all faults, if the file can't be read or anything in it can't be used.
+        """
+        if source is None:
+            return cls()
+        name = "configuration"
+        if isinstance(source, str | os.PathLike):
+            name = os.fspath(source)
+            value = _read_file(name)
+        else:
+            value = msgspec.to_builtins(source) if isinstance(source, Config) else source
+        config, faults = read_settings(cls, value)
+        if config is None:
+            raise ConfigError(name, faults)
+        return config
+
+
+def _read_file(path: str) -> Any:
+    try:
+        return load_yaml(Path(path).read_bytes())
+    except OSError as error:
+        raise ConfigError(path, [f"can't be read: {error.strerror}"]) from None
+    except YAMLFault as fault:
+        raise ConfigError(path, [str(fault)]) from None

@@ -1,0 +1,99 @@
+"""Decision endpoints: services that only say which model they would use."""
+
+import re
+import secrets
+
+from starlette.types import Message, Send
+
+from ._headers import HeaderPicker, Headers, content_length, header_list, is_identity, without
+from ._json import Members, decode_members, encode_json
+from .pins import Pin
+from .request import SIGNATURE_HEADERS
+from .response import is_json, media_type
+
+MAX_REMEMBERED_BYTES = 8_192
+
+_traceparent = HeaderPicker([b"traceparent"])
+# W3C Trace Context, section 3.2: version, trace id, parent id, flags; an id of zeros is none.
+_trace_id = re.compile(rb"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?").fullmatch
+
+
+def ask_for_identity(headers: Headers) -> Headers:
+    """Return a copy of a request's headers that asks for an answer as it is, so that it can be edited."""
+    return [*without(headers, {b"accept-encoding"}), (b"accept-encoding", b"identity")]
+
+
+def remember(members: Members) -> bytes | None:
+    """Return the decision object as it is kept with the pin: without the session's id, which is a secret."""
+    kept = {name: value for name, value in members.items() if name not in ("session_id", "pinned")}
+    text = encode_json(kept)
+    return text if kept and len(text) <= MAX_REMEMBERED_BYTES else None
+
+
+def reply(pin: Pin, session_id: bytes, headers: Headers) -> bytes:
+    """Return the body that answers for the app: the remembered decision, or the model alone."""
+    members: dict[str, object] = {"model": pin.model}
+    if pin.decision is not None:
+        members = dict(decode_members(pin.decision))
+    if "trace_id" in members:
+        traced = _trace_id(_traceparent.pick(headers).get(b"traceparent", b""))
+        members["trace_id"] = traced[1].decode() if traced else secrets.token_hex(16)
+    return encode_json(members | {"session_id": session_id.decode("latin-1"), "pinned": True})
+
+
+class DecisionEditor:
+    """Adds `session_id` and `pinned` to the JSON object that the app answers with.
+
+    The answer is held until it is whole, up to *limit* bytes; whatever can't be edited passes as it is.
+    """
+
+    _headers = HeaderPicker({b"content-type", b"content-length", b"content-encoding", *SIGNATURE_HEADERS})
+
+    def __init__(self, send: Send, session_id: bytes, limit: int) -> None:
+        self._send = send
+        self._session_id = session_id
+        self._limit = limit
+        self._held: list[Message] = []
+
+    async def send(self, message: Message) -> None:
+        """The app's `send`."""
+        if message["type"] == "http.response.start" and self._is_editable(message):
+            self._held = [message]
+        elif not self._held:
+            await self._send(message)
+        else:
+            await self._send_held(message)
+
+    def _is_editable(self, start: Message) -> bool:
+        headers = self._headers.pick(start.get("headers", ()))
+        return (
+            200 <= start["status"] < 300
+            and is_json(media_type(headers))
+            and is_identity(headers.get(b"content-encoding", b""))
+            and SIGNATURE_HEADERS.isdisjoint(headers)
+            and (content_length(headers) or 0) <= self._limit
+        )
+
+    async def _send_held(self, message: Message) -> None:
+        self._held.append(message)
+        whole = message["type"] == "http.response.body"
+        size = sum(len(held.get("body", b"")) for held in self._held)
+        if whole and message.get("more_body") and size <= self._limit:
+            return
+        held, self._held = self._held, []
+        if whole and size <= self._limit:
+            held = self._edit(held)
+        for ready in held:
+            await self._send(ready)
+
+    def _edit(self, held: list[Message]) -> list[Message]:
+        start, *bodies = held
+        try:
+            members = decode_members(b"".join(body.get("body", b"") for body in bodies))
+        except ValueError:
+            return held
+        ours = {"session_id": self._session_id.decode("latin-1"), "pinned": False}
+        content = encode_json({**members, **{name: value for name, value in ours.items() if name not in members}})
+        headers = without(header_list(start.get("headers", ())), {b"content-length"})
+        start = {**start, "headers": [*headers, (b"content-length", b"%d" % len(content))]}
+        return [start, {"type": "http.response.body", "body": content, "more_body": False}]

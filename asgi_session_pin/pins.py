@@ -1,0 +1,63 @@
+"""Pins: which model a session is on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ._log import logger
+
+if TYPE_CHECKING:
+    from .stores.base import PinStore
+
+
+class Pin(msgspec.Struct, frozen=True, gc=False):
+    """A routing decision that is kept.
+
+    - `model`: the name to send to the gateway.
+    - `created`: when it was decided, in seconds of the wall clock.
+    - `decision`: the JSON object by which a decision endpoint stated it, if it did.
+    """
+
+    model: str
+    created: float
+    decision: bytes | None = None
+
+
+class PinTable:
+    """The pins of a middleware: looks them up and keeps the first decision of each session."""
+
+    def __init__(
+        self, store: PinStore, *, max_age_seconds: float | None = None, now: Callable[[], float] = time.time
+    ) -> None:
+        self._store = store
+        self._max_age = max_age_seconds
+        self._now = now
+
+    async def look_up(self, key: bytes) -> Pin | None:
+        """Return the pin in force; one that is over its maximum age is given up."""
+        pin = await self._store.get(key)
+        if pin is not None and self._max_age is not None and self._now() - pin.created > self._max_age:
+            await self._store.discard(key, pin)
+            return None
+        return pin
+
+    async def record(self, key: bytes, model: str, decision: bytes | None) -> Pin:
+        """Keep a decision and return the pin in force, which is another one if somebody decided before."""
+        return await self._store.add(key, Pin(model, self._now(), decision))
+
+    async def forget(self, key: bytes) -> None:
+        """Give the pin up, if there is one."""
+        pin = await self._store.get(key)
+        if pin is not None:
+            await self._store.discard(key, pin)
+
+    async def aclose(self) -> None:
+        """Close the store. A failure is logged: it must not disturb the app's shutdown."""
+        try:
+            await self._store.aclose()
+        except Exception:
+            logger.exception("the pin store could not be closed")

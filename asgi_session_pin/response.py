@@ -1,0 +1,171 @@
+"""The response on its way to the client: which model does it name?"""
+
+import contextlib
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import NamedTuple
+
+from ._headers import HeaderPicker, content_length, is_identity
+from ._json import Members, decode_members, find_string
+from ._patterns import Alias, Patterns
+from ._sse import EventDecoder
+from .config import Config
+
+MAX_NAME = 256
+_visible_ascii = re.compile(r"[\x21-\x7e]{1,256}").fullmatch
+# gpt-4o -> gpt-4o-2024-08-06, claude-haiku-4-5 -> claude-haiku-4-5-20251001, and with "@" where Vertex AI serves it.
+_date = re.compile(r"[-@](\d{4}-\d\d-\d\d|\d{8})").fullmatch
+
+RESPONSE_HEADERS = frozenset({b"x-session-pinned", b"x-session-model", b"x-session-pin-status"})
+
+
+class Decision(NamedTuple):
+    """The name that a response gave, and the model that it means; None if that name can't be a decision."""
+
+    name: str
+    model: str | None
+
+
+class DecisionRules:
+    """Where responses name the model that the router chose, and which names are decisions."""
+
+    def __init__(self, config: Config) -> None:
+        self._sources = [_read_source(source) for source in config.decisions.sources]
+        self._aliases = [Alias(name, target) for name, target in config.decisions.aliases.items()]
+        self._router_models = Patterns(config.routing.router_models)
+        self.max_bytes = config.limits.max_inspected_response_bytes
+        names = {b"content-type", b"content-length", b"content-encoding", *RESPONSE_HEADERS}
+        self.reads_bodies = any(path for _, path in self._sources)
+        self.headers = HeaderPicker(names | {name for name, _ in self._sources if name is not None})
+        # Also lets all pins on a model share one string.
+        self._usable = lru_cache(maxsize=1024)(self._find_usable)
+
+    def decide(self, headers: dict[bytes, bytes], members: Members | None, asked: str | None) -> Decision | None:
+        """Return what the first source that names a usable model says; None if no source names any.
+
+        *members* is None while the body has not come: then the answer is None too if a source in it comes first.
+        """
+        unusable: Decision | None = None
+        for header, path in self._sources:
+            if header is not None:
+                name = headers[header].decode("latin-1") if header in headers else None
+            elif members is None:
+                return None
+            else:
+                name = find_string(members, path)
+            if name:
+                model = self._usable(name, asked) if len(name) <= MAX_NAME else None
+                if model is not None:
+                    return Decision(name, model)
+                unusable = unusable or Decision(name, None)
+        return unusable
+
+    def _find_usable(self, name: str, asked: str | None) -> str | None:
+        name = name.strip()
+        name = next((target for alias in self._aliases if (target := alias.apply(name)) is not None), name)
+        if asked and name.startswith(asked) and _date(name, len(asked)):
+            name = asked
+        if name.lower() == "none" or not _visible_ascii(name) or self._router_models.match(name):
+            return None
+        return name
+
+
+class ResponseReader:
+    """Looks for the decision in one response, as it passes.
+
+    `finished` tells when there is nothing more to look for; `decision` is what was found, and `members` the JSON body
+    that was read for it. With *whole* the body is read even where a header has the answer.
+    """
+
+    __slots__ = (
+        "_asked",
+        "_budget",
+        "_chunks",
+        "_events",
+        "_headers",
+        "_rules",
+        "_to_come",
+        "decision",
+        "finished",
+        "members",
+    )
+
+    def __init__(self, rules: DecisionRules, headers: dict[bytes, bytes], asked: str | None, whole: bool) -> None:
+        self._rules = rules
+        self._headers = headers
+        self._asked = asked
+        self._budget = rules.max_bytes
+        self._chunks: list[bytes] = []
+        self._to_come: int | None = None  # bytes up to the content-length
+        self._events: EventDecoder | None = None
+        self.members: Members = {}
+        self.finished = False
+        self.decision = rules.decide(headers, None, asked)
+        if self.decision is not None and self.decision.model is not None and not whole:
+            self.finished = True
+        elif not self._expects_body():
+            self._finish()
+
+    def _expects_body(self) -> bool:
+        if not self._rules.reads_bodies or not is_identity(self._headers.get(b"content-encoding", b"")):
+            return False
+        kind = media_type(self._headers)
+        if kind == b"text/event-stream":
+            self._events = EventDecoder()
+            return True
+        self._to_come = content_length(self._headers)
+        return is_json(kind) and (self._to_come is None or self._to_come <= self._budget)
+
+    def feed(self, chunk: bytes, more: bool) -> None:
+        """Look at the next piece of the body; *more* tells whether others follow."""
+        chunk = bytes(chunk)
+        self._budget -= len(chunk)
+        if self._budget < 0:
+            self._finish()
+        elif self._events is not None:
+            self._read_events(self._events.feed(chunk))
+            if not more and not self.finished:
+                self._finish()
+        else:
+            self._chunks.append(chunk)
+            if self._to_come is not None:
+                self._to_come -= len(chunk)
+            if not more or (self._to_come is not None and self._to_come <= 0):
+                self._read_json(b"".join(self._chunks))
+
+    def _read_events(self, events: Iterable[bytes]) -> None:
+        for data in events:
+            try:
+                members = decode_members(data)
+            except ValueError:  # such as "[DONE]"
+                continue
+            if self._rules.decide({}, members, self._asked) is not None:
+                self.members = members
+                self._finish()
+                return
+
+    def _read_json(self, body: bytes) -> None:
+        with contextlib.suppress(ValueError):
+            self.members = decode_members(body)
+        self._finish()
+
+    def _finish(self) -> None:
+        self.decision = self._rules.decide(self._headers, self.members, self._asked)
+        self.finished = True
+        self._chunks = []
+
+
+def media_type(headers: dict[bytes, bytes]) -> bytes:
+    """Return the media type without its parameters (RFC 9110, section 8.3.1)."""
+    return headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+
+
+def is_json(kind: bytes) -> bool:
+    """Tell whether a media type is JSON (RFC 8259, RFC 6839)."""
+    return kind == b"application/json" or kind.endswith(b"+json")
+
+
+def _read_source(source: str) -> tuple[bytes | None, tuple[str, ...]]:
+    kind, _, name = source.partition(":")
+    return (name.lower().encode(), ()) if kind == "header" else (None, tuple(name.split(".")))

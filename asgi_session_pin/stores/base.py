@@ -1,0 +1,33 @@
+"""What a store of pins has to do."""
+
+from typing import Protocol
+
+from ..pins import Pin
+
+
+class PinStore(Protocol):
+    """Keeps pins by key. Keys are opaque: 16 bytes, a digest.
+
+    What holds for every method:
+
+    - A pin may be gone at any time (lapsed, pushed out, lost in a restart): that is a miss, not a failure.
+    - A failure is raised, whatever its class, and the request goes on as if there were no pin. It is never turned into
+      a miss silently.
+    - Nothing is called before the first request, so a store may bind to the running event loop then.
+    """
+
+    async def get(self, key: bytes) -> Pin | None:
+        """Return the pin of *key*, or None. A sliding time to live starts again."""
+        ...
+
+    async def add(self, key: bytes, pin: Pin) -> Pin:
+        """Keep *pin* unless *key* has one that holds; return the pin in force. The first writer wins, atomically."""
+        ...
+
+    async def discard(self, key: bytes, pin: Pin) -> bool:
+        """Give up the pin of *key* if it still equals *pin*, atomically; tell whether it did."""
+        ...
+
+    async def aclose(self) -> None:
+        """Free what the store holds. It may be called twice."""
+        ...
