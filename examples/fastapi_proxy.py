@@ -1,0 +1,72 @@
+"""A FastAPI proxy with a small router, and session pinning in front of it.
+
+Run it with `python examples/fastapi_proxy.py [PORT]`, then point any OpenAI client at http://127.0.0.1:8000/v1 and ask
+for the model `auto`. With an `X-Session-Id` header a whole session stays on the model that its first request was routed
+to.
+"""
+
+import asyncio
+import json
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from asgi_session_pin import Config, Routing, SessionPinMiddleware
+
+CODE_MODEL = "anthropic/claude-sonnet-4-20250514"
+REASONING_MODEL = "openai/gpt-4o"
+REASONING_WORDS = ("analyze", "review", "compare", "explain", "why", "trade-off")
+
+app = FastAPI()
+app.add_middleware(SessionPinMiddleware, config=Config(routing=Routing(router_models=("auto",))))
+
+
+def choose_model(messages: list[dict[str, Any]]) -> str:
+    """The router: which model suits the last prompt?"""
+    prompt = str(messages[-1:]).lower()
+    return REASONING_MODEL if any(word in prompt for word in REASONING_WORDS) else CODE_MODEL
+
+
+@app.post("/v1/chat/completions")
+async def chat_completions(body: dict[str, Any]) -> Response:
+    model = body.get("model", "auto")
+    if model == "auto":
+        model = choose_model(body.get("messages", []))
+    if model not in (CODE_MODEL, REASONING_MODEL):
+        error = {
+            "message": f"The model {model!r} does not exist.",
+            "type": "invalid_request_error",
+            "code": "model_not_found",
+        }
+        return JSONResponse({"error": error}, status_code=404)
+    answer = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+    words = f"Hello from {model}.".split(" ")  # a real proxy would ask the provider here
+    if body.get("stream"):
+        return StreamingResponse(stream(answer, words), media_type="text/event-stream")
+    message = {"role": "assistant", "content": " ".join(words)}
+    choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+    return JSONResponse({**answer, "object": "chat.completion", "choices": choices})
+
+
+async def stream(answer: dict[str, Any], words: list[str]) -> AsyncIterator[str]:
+    for position, word in enumerate(words):
+        delta = {"role": "assistant", "content": word if position == 0 else f" {word}"}
+        yield event({**answer, "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": delta}]})
+        await asyncio.sleep(0.01)
+    done = [{"index": 0, "delta": {}, "finish_reason": "stop"}]
+    yield event({**answer, "object": "chat.completion.chunk", "choices": done})
+    yield "data: [DONE]\n\n"
+
+
+def event(data: dict[str, Any]) -> str:
+    return f"data: {json.dumps(data)}\n\n"
+
+
+if __name__ == "__main__":
+    uvicorn.run(app, port=int(sys.argv[1]) if len(sys.argv) > 1 else 8000)

@@ -1,0 +1,171 @@
+"""Decision endpoints: services that only say which model they would use."""
+
+import json
+from typing import Any
+
+import pytest
+from asgi_driver import CHAT, DECISION, JSON_TYPE, SESSION, SSE_TYPE, Answer, Gateway, Header, call, read_body, respond
+from starlette.types import Receive, Scope, Send
+
+from asgi_session_pin import Config, Limits, SessionPinMiddleware
+
+TRACEPARENT: Header = (b"traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+
+
+class Router:
+    """A decision service that answers with the next of its contents."""
+
+    def __init__(self, *contents: Any, headers: list[Header] | None = None, status: int = 200, cut: int = 0) -> None:
+        self.contents = [c if isinstance(c, bytes) else json.dumps(c).encode() for c in contents]
+        self.headers = [JSON_TYPE] if headers is None else headers
+        self.status = status
+        self.cut = cut
+        self.scopes: list[Scope] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scopes.append({**scope, "headers": list(scope["headers"])})
+        await read_body(receive)
+        content = self.contents.pop(0)
+        chunks = [content[: self.cut], content[self.cut :]] if self.cut else [content]
+        length = (b"content-length", b"%d" % len(content))
+        await respond(send, *chunks, status=self.status, headers=[*self.headers, length])
+
+
+async def decide(app: Any, *headers: Header, model: str = "auto") -> Answer:
+    return await call(app, {"model": model}, *headers, path=DECISION)
+
+
+DECIDED = {"models": ["a", "b"], "route": None, "trace_id": "t1", "score": 0.5}
+
+
+@pytest.mark.parametrize("cut", [0, 1, 20])
+async def test_a_miss_tells_the_session_and_that_it_is_not_pinned(cut: int) -> None:
+    answer = await decide(SessionPinMiddleware(Router(DECIDED, cut=cut)), SESSION)
+    assert answer.json == {**DECIDED, "session_id": "session-1", "pinned": False}
+    assert answer.headers["content-length"] == str(len(answer.body))
+    assert (answer.pin_status, answer.headers["x-session-pinned"]) == ("miss", "false")
+
+
+async def test_a_hit_replays_the_decision_without_calling_the_app() -> None:
+    router = Router(DECIDED)
+    app = SessionPinMiddleware(router)
+    await decide(app, SESSION)
+    answer = await decide(app, SESSION, TRACEPARENT)
+    assert answer.json == {
+        **DECIDED,
+        "trace_id": "0af7651916cd43dd8448eb211c80319c",
+        "session_id": "session-1",
+        "pinned": True,
+    }
+    assert len(router.scopes) == 1
+    assert answer.headers == {
+        "content-type": "application/json",
+        "content-length": str(len(answer.body)),
+        "x-session-pinned": "true",
+        "x-session-model": "a",
+        "x-session-pin-status": "hit",
+    }
+
+
+@pytest.mark.parametrize("traceparent", [[], [(b"traceparent", b"00-" + b"0" * 32 + b"-b7ad6b7169203331-01")]])
+async def test_without_a_usable_traceparent_the_trace_id_is_random(traceparent: list[Header]) -> None:
+    app = SessionPinMiddleware(Router(DECIDED))
+    await decide(app, SESSION)
+    ids = {(await decide(app, SESSION, *traceparent)).json["trace_id"] for _ in range(3)}
+    assert len(ids) == 3
+    assert all(len(id) == 32 and int(id, 16) for id in ids)
+
+
+async def test_members_of_the_apps_own_stay_on_a_miss_and_ours_answer_on_a_hit() -> None:
+    app = SessionPinMiddleware(Router({"model": "a", "pinned": None, "session_id": "own"}))
+    assert (await decide(app, SESSION)).json == {"model": "a", "pinned": None, "session_id": "own"}
+    assert (await decide(app, SESSION)).json == {"model": "a", "pinned": True, "session_id": "session-1"}
+
+
+async def test_a_decision_that_names_its_model_in_a_header_is_remembered_whole() -> None:
+    app = SessionPinMiddleware(Router({"route": "code"}, headers=[JSON_TYPE, (b"x-vsr-selected-model", b"a")]))
+    await decide(app, SESSION)
+    assert (await decide(app, SESSION)).json == {"route": "code", "session_id": "session-1", "pinned": True}
+
+
+async def test_a_decision_over_8_kib_is_remembered_by_its_model() -> None:
+    app = SessionPinMiddleware(Router({"model": "a", "why": "x" * 9000}))
+    assert len((await decide(app, SESSION)).json["why"]) == 9000
+    assert (await decide(app, SESSION)).json == {"model": "a", "session_id": "session-1", "pinned": True}
+
+
+async def test_a_pin_made_here_serves_chat_and_the_other_way_round() -> None:
+    gateway = Gateway("decided", "chosen")
+    app = SessionPinMiddleware(gateway)
+    await decide(app, SESSION)
+    assert (await call(app, {"model": "auto"}, SESSION, path=CHAT)).json["model"] == "decided"
+    await call(app, {"model": "auto"}, (b"x-session-id", b"2"), path=CHAT)
+    assert (await decide(app, (b"x-session-id", b"2"))).json == {"model": "chosen", "session_id": "2", "pinned": True}
+    assert gateway.asked == ["auto", "decided", "auto"]
+
+
+async def test_without_a_session_it_passes_untouched() -> None:
+    router = Router(DECIDED)
+    answer = await decide(SessionPinMiddleware(router), (b"accept-encoding", b"gzip"))
+    assert answer.json == DECIDED
+    assert answer.pin_status is None
+    assert (b"accept-encoding", b"gzip") in router.scopes[0]["headers"]
+
+
+async def test_the_app_is_asked_for_an_answer_that_can_be_edited() -> None:
+    router = Router(DECIDED)
+    await decide(SessionPinMiddleware(router), SESSION, (b"accept-encoding", b"gzip, br"))
+    encodings = [value for name, value in router.scopes[0]["headers"] if name == b"accept-encoding"]
+    assert encodings == [b"identity"]
+
+
+async def test_an_invalid_body_goes_to_the_app_even_where_a_pin_exists() -> None:
+    router = Router(DECIDED, {"error": "bad"})
+    app = SessionPinMiddleware(router)
+    await decide(app, SESSION)
+    answer = await call(app, b"{", SESSION, path=DECISION)
+    assert answer.json == {"error": "bad"}
+    assert answer.pin_status == "ignored; reason=body-not-json"
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "status"),
+    [
+        (b'{"error":1}', [JSON_TYPE], 400),
+        (b"[1]", [JSON_TYPE], 200),
+        (b"{", [JSON_TYPE], 200),
+        (b'{"model":"a"}', [], 200),
+        (b'data: {"model":"a"}\n\n', [SSE_TYPE], 200),
+        (b'{"model":"a"}', [JSON_TYPE, (b"content-encoding", b"gzip")], 200),
+        (b'{"model":"a"}', [JSON_TYPE, (b"content-digest", b"x")], 200),
+        (b'{"model":"a","x":"%s"}' % (b"x" * 100), [JSON_TYPE], 200),
+    ],
+)
+async def test_an_answer_that_cannot_be_edited_passes(content: bytes, headers: list[Header], status: int) -> None:
+    config = Config(limits=Limits(max_inspected_response_bytes=100))
+    for cut in (0, 5):
+        router = Router(content, headers=headers, status=status, cut=cut)
+        answer = await decide(SessionPinMiddleware(router, config=config), SESSION)
+        assert answer.body == content
+        assert (answer.start["status"], answer.headers["content-length"]) == (status, str(len(content)))
+
+
+async def test_an_answer_of_unknown_length_is_let_go_at_the_limit() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await read_body(receive)
+        await respond(send, b'{"x":"', b"x" * 60, b"x" * 60, b'"}')
+
+    config = Config(limits=Limits(max_inspected_response_bytes=100))
+    answer = await decide(SessionPinMiddleware(app, config=config), SESSION)
+    assert answer.body == b'{"x":"' + b"x" * 120 + b'"}'
+    assert [len(message.get("body", b"")) for message in answer.messages] == [0, 6, 60, 60, 2]
+
+
+async def test_a_message_of_another_kind_ends_the_holding() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await read_body(receive)
+        await send({"type": "http.response.start", "status": 200, "headers": [JSON_TYPE]})
+        await send({"type": "http.response.pathsend", "path": "decision.json"})
+
+    answer = await decide(SessionPinMiddleware(app), SESSION)
+    assert [message["type"] for message in answer.messages] == ["http.response.start", "http.response.pathsend"]

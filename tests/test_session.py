@@ -1,0 +1,100 @@
+"""Sources of ids, and what makes two requests the same session."""
+
+import pytest
+from asgi_driver import SESSION, Gateway, Header, call
+
+from asgi_session_pin import Config, MemoryStore, Pin, SessionPinMiddleware, Sessions
+
+
+class Recording(MemoryStore):
+    """A store that keeps the keys and pins it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.added: list[tuple[bytes, Pin]] = []
+
+    async def add(self, key: bytes, pin: Pin) -> Pin:
+        self.added.append((key, pin))
+        return await super().add(key, pin)
+
+
+async def same_session(first: list[Header], second: list[Header], sessions: Sessions | None = None) -> bool:
+    gateway = Gateway("a", "b")
+    app = SessionPinMiddleware(gateway, config=Config(sessions=sessions or Sessions()))
+    await call(app, {"model": "auto"}, *first)
+    return (await call(app, {"model": "auto"}, *second)).pin_status == "hit"
+
+
+async def test_the_first_source_that_is_present_counts() -> None:
+    sessions = Sessions(sources=("header:X-First", "header:x-second"))
+    both: list[Header] = [(b"x-second", b"2"), (b"x-first", b"1")]
+    assert await same_session(both, [(b"x-first", b"1")], sessions)
+    assert not await same_session(both, [(b"x-second", b"2")], sessions)
+    assert await same_session([(b"x-second", b"1")], [(b"x-first", b"1")], sessions), "one id, whatever brought it"
+
+
+async def test_white_space_around_an_id_is_not_part_of_it() -> None:
+    assert await same_session([(b"x-session-id", b" a\t")], [(b"x-session-id", b"a")])
+    assert not await same_session([(b"x-session-id", b"a a")], [(b"x-session-id", b"aa")])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"authorization",
+        b"x-api-key",
+        b"api-key",
+        b"x-goog-api-key",
+        b"x-litellm-api-key",
+        b"ocp-apim-subscription-key",
+    ],
+)
+async def test_an_id_of_another_credential_is_another_session(name: bytes) -> None:
+    assert await same_session([SESSION, (name, b"key-1")], [(name, b"key-1"), SESSION])
+    assert not await same_session([SESSION, (name, b"key-1")], [SESSION, (name, b"key-2")])
+    assert not await same_session([SESSION, (name, b"key-1")], [SESSION])
+    assert not await same_session([SESSION, (name, b"")], [SESSION])
+    assert not await same_session([SESSION, (name, b"1"), (name, b"2")], [SESSION, (name, b"1")])
+
+
+async def test_parts_of_the_key_never_run_into_each_other() -> None:
+    sessions = Sessions(partition_by=("header:x-tenant", "header:x-user"))
+    first = [SESSION, (b"x-tenant", b"ab"), (b"x-user", b"c")]
+    assert not await same_session(first, [SESSION, (b"x-tenant", b"a"), (b"x-user", b"bc")], sessions)
+    assert not await same_session(first, [SESSION, (b"x-tenant", b"c"), (b"x-user", b"ab")], sessions)
+
+
+async def test_without_model_in_the_partition_a_session_has_one_model() -> None:
+    gateway = Gateway("a")
+    app = SessionPinMiddleware(gateway, config=Config(sessions=Sessions(partition_by=())))
+    for model in ("auto", "gpt-4o", None):
+        await call(app, {"model": model}, SESSION)
+    assert gateway.asked == ["auto", "a", "a"]
+
+
+async def test_naming_another_model_is_a_choice_of_its_own() -> None:
+    gateway = Gateway("routed")
+    app = SessionPinMiddleware(gateway)
+    for model in ("auto", "gpt-4o", "gpt-4o-mini", "gpt-4o", "auto"):
+        await call(app, {"model": model}, SESSION)
+    assert gateway.asked == ["auto", "gpt-4o", "gpt-4o-mini", "gpt-4o", "routed"]
+
+
+async def test_the_store_sees_neither_ids_nor_credentials() -> None:
+    store = Recording()
+    app = SessionPinMiddleware(Gateway("a"), store=store)
+    await call(app, {"model": "auto"}, SESSION, (b"authorization", b"Bearer secret"))
+    [(key, pin)] = store.added
+    assert len(key) == 16
+    assert b"session-1" not in key
+    assert (pin.model, pin.decision) == ("a", None)
+
+
+async def test_a_secret_changes_every_key_and_may_be_of_any_length() -> None:
+    keys = set()
+    for secret in (None, "s", "s" * 200):
+        store = Recording()
+        app = SessionPinMiddleware(Gateway("a"), store=store, config=Config(sessions=Sessions(secret=secret)))
+        await call(app, {"model": "auto"}, SESSION)
+        keys.add(store.added[0][0])
+    assert len(keys) == 3
