@@ -4,45 +4,35 @@ from collections.abc import Iterable
 
 Headers = list[tuple[bytes, bytes]]
 
-# Names that are not wanted are remembered too, so that one dict look-up settles a header. Clients choose names: the
-# memory of them is bounded in entries and in bytes.
+# Clients choose names: the memory of those that are not wanted is bounded in entries and in bytes.
 _MAX_REMEMBERED = 1024
 _MAX_NAME = 64
-_NOT_SEEN = b""
 
 
 class HeaderPicker:
     """Picks the headers of interest out of a header list."""
 
     def __init__(self, names: Iterable[bytes]) -> None:
-        self._names: dict[bytes, bytes | None] = {name.lower(): name.lower() for name in names}
+        self._wanted = frozenset(name.lower() for name in names)
+        self._unwanted: set[bytes] = set()  # as they came, so that one look-up settles most headers
 
     def pick(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
         """Return the wanted headers by lower-case name.
 
-        A header that came twice with different values has both, joined by a newline, which no single value can contain:
-        nobody takes it for either of them.
+        A header that came several times has all its values, joined by a newline, which no single value can contain:
+        nobody takes it for one of them.
         """
         picked: dict[bytes, bytes] = {}
-        known = self._names.get
+        unwanted = self._unwanted
         for name, value in headers:
-            wanted = known(name, _NOT_SEEN)
-            if wanted is None:
+            if name in unwanted:
                 continue
-            if wanted is _NOT_SEEN:
-                wanted = self._remember(name)
-                if wanted is None:
-                    continue
-            if wanted in picked and picked[wanted] != value:
-                value = picked[wanted] + b"\n" + value
-            picked[wanted] = value
+            lower = name.lower()
+            if lower in self._wanted:
+                picked[lower] = picked[lower] + b"\n" + value if lower in picked else value
+            elif len(unwanted) < _MAX_REMEMBERED and len(name) <= _MAX_NAME:
+                unwanted.add(name)
         return picked
-
-    def _remember(self, name: bytes) -> bytes | None:
-        wanted = self._names.get(name.lower())
-        if len(self._names) < _MAX_REMEMBERED and len(name) <= _MAX_NAME:
-            self._names[name] = wanted
-        return wanted
 
 
 def without(headers: Headers, names: Iterable[bytes]) -> Headers:

@@ -7,6 +7,7 @@ scanner.
 
 import json
 import re
+from typing import Any
 
 import msgspec
 
@@ -31,6 +32,12 @@ def decode_members(text: bytes) -> Members:
         return _decode_members(text)
     except (ValueError, RecursionError):  # msgspec.DecodeError and UnicodeDecodeError are ValueErrors
         return _scan_members(text)
+
+
+def put_model(members: dict[str, Any], model: str) -> bytes:
+    """Return the JSON text of the object with *model* as its model; *members* is used up."""
+    members["model"] = model
+    return encode_json(members)
 
 
 def decode_string(value: msgspec.Raw) -> str | None:

@@ -9,7 +9,7 @@ from ._headers import HeaderPicker, Headers, content_length, header_list, is_ide
 from ._json import Members, decode_members, encode_json
 from .pins import Pin
 from .request import SIGNATURE_HEADERS
-from .response import is_json, media_type
+from .response import JSON, media_type
 
 MAX_REMEMBERED_BYTES = 8_192
 
@@ -68,7 +68,7 @@ class DecisionEditor:
         headers = self._headers.pick(start.get("headers", ()))
         return (
             200 <= start["status"] < 300
-            and is_json(media_type(headers))
+            and media_type(headers.get(b"content-type", b"")) == JSON
             and is_identity(headers.get(b"content-encoding", b""))
             and SIGNATURE_HEADERS.isdisjoint(headers)
             and (content_length(headers) or 0) <= self._limit

@@ -1,21 +1,21 @@
 """SessionPinMiddleware: which requests are ours, and the life of what they share."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ._headers import HeaderPicker, header_list, without
+from ._headers import HeaderPicker, header_list
 from ._log import WarnOnce
 from ._patterns import Patterns
 from .config import Config
-from .exchange import Exchange, Pinning, call_with
+from .exchange import SCOPE_KEY, Exchange, Pinning
 from .pins import PinTable
 from .request import CONTROL_HEADERS, HEADER_NAMES
 from .response import DecisionRules
-from .session import SessionReader
+from .session import AskedModel, SessionReader
 from .stores import PinStore, open_store
 
 
@@ -48,28 +48,38 @@ class SessionPinMiddleware:
             config=settings,
             sessions=sessions,
             rules=DecisionRules(settings),
-            router_models=Patterns(settings.routing.router_models),
+            is_routed=_routed_models(settings.routing.router_models),
             table=PinTable(store or open_store(settings), max_age_seconds=settings.routing.session_max_age_seconds),
             warn=WarnOnce(),
+            max_request_bytes=settings.limits.max_request_bytes,
+            tells=settings.response_headers,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST":
-            kind = self._endpoint(scope["path"])
-            if kind is not None:
-                headers = scope["headers"] = header_list(scope.get("headers", ()))
-                picked = self._headers.pick(headers)
-                session_id = self._sessions.find_id(picked)
-                if session_id is not None:
-                    decides = kind == "decision"
-                    exchange = Exchange(self._pinning, scope, receive, send, headers, picked, session_id, decides)
-                    return await exchange.run()
-                if not CONTROL_HEADERS.isdisjoint(picked):
-                    return await call_with(self.app, scope, without(headers, CONTROL_HEADERS), receive, send)
+        if scope["type"] == "http":
+            if scope["method"] == "POST":
+                kind = self._endpoint(scope["path"])
+                if kind is not None and SCOPE_KEY not in scope:  # where it stands there, an outer instance is at work
+                    return await self._handle(kind, scope, receive, send)
         elif scope["type"] == "lifespan":
             send = self._closing(send)
         await self.app(scope, receive, send)
         return None
+
+    def _handle(self, kind: str, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        headers = scope["headers"] = header_list(scope.get("headers", ()))
+        picked = self._headers.pick(headers)
+        session_id = self._sessions.find_id(picked)
+        if session_id is None and CONTROL_HEADERS.isdisjoint(picked):
+            return self._pass_by(scope, receive, send)
+        return Exchange(self._pinning, kind, scope, receive, send, headers, picked, session_id).run()
+
+    async def _pass_by(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[SCOPE_KEY] = None
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            scope.pop(SCOPE_KEY, None)
 
     async def aclose(self) -> None:
         """Close the store, also one that was given as *store*. Lifespan does it, but never reaches inside a `Mount`."""
@@ -88,3 +98,11 @@ class SessionPinMiddleware:
             await send(message)
 
         return send_and_close
+
+
+def _routed_models(patterns: tuple[str, ...]) -> Callable[[AskedModel], bool]:
+    """Return what tells whether the router decides for a model; a request that names none leaves it to the router."""
+    if not patterns:
+        return lambda asked: True
+    routed = Patterns(patterns)
+    return lambda asked: asked is None or (isinstance(asked, str) and routed.match(asked))

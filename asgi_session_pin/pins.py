@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -37,17 +37,20 @@ class PinTable:
         self._max_age = max_age_seconds
         self._now = now
 
-    async def look_up(self, key: bytes) -> Pin | None:
+    def look_up(self, key: bytes) -> Awaitable[Pin | None]:
         """Return the pin in force; one that is over its maximum age is given up."""
+        return self._store.get(key) if self._max_age is None else self._look_up_aged(key, self._max_age)
+
+    async def _look_up_aged(self, key: bytes, max_age: float) -> Pin | None:
         pin = await self._store.get(key)
-        if pin is not None and self._max_age is not None and self._now() - pin.created > self._max_age:
+        if pin is not None and self._now() - pin.created > max_age:
             await self._store.discard(key, pin)
             return None
         return pin
 
-    async def record(self, key: bytes, model: str, decision: bytes | None) -> Pin:
+    def record(self, key: bytes, model: str, decision: bytes | None) -> Awaitable[Pin]:
         """Keep a decision and return the pin in force, which is another one if somebody decided before."""
-        return await self._store.add(key, Pin(model, self._now(), decision))
+        return self._store.add(key, Pin(model, self._now(), decision))
 
     async def forget(self, key: bytes) -> None:
         """Give the pin up, if there is one."""

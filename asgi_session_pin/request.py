@@ -3,20 +3,25 @@
 from starlette.types import Message, Receive
 
 from ._headers import Headers, content_length, is_identity, without
-from ._json import Members, encode_json
 
 # Over one of these, a changed body would no longer be the one that was signed (RFC 9530, RFC 3230, RFC 1864).
 SIGNATURE_HEADERS = frozenset({b"content-digest", b"repr-digest", b"digest", b"content-md5", b"x-amz-content-sha256"})
 FRAMING_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
 CONTROL_HEADERS = frozenset({b"x-session-pin", b"x-session-pinned", b"x-session-model"})
+PINNED = (b"x-session-pinned", b"true")
+# Those of which a usual request has none.
+UNUSUAL_HEADERS = SIGNATURE_HEADERS | CONTROL_HEADERS | {b"content-encoding", b"transfer-encoding"}
 HEADER_NAMES = SIGNATURE_HEADERS | FRAMING_HEADERS | CONTROL_HEADERS | {b"content-encoding", b"authorization"}
 
 
 def why_unreadable(headers: dict[bytes, bytes], limit: int) -> bytes | None:
     """Return why the body must pass as it is, as far as the headers tell, or None."""
-    if not is_identity(headers.get(b"content-encoding", b"")):
-        return b"body-encoded"
-    if not SIGNATURE_HEADERS.isdisjoint(headers) or headers.get(b"authorization", b"").startswith(b"AWS4-"):
+    if not UNUSUAL_HEADERS.isdisjoint(headers):
+        if not is_identity(headers.get(b"content-encoding", b"")):
+            return b"body-encoded"
+        if not SIGNATURE_HEADERS.isdisjoint(headers):
+            return b"body-signed"
+    if b"authorization" in headers and headers[b"authorization"].startswith(b"AWS4-"):  # SigV4 signs the body's digest
         return b"body-signed"
     if (content_length(headers) or 0) > limit:
         return b"body-too-large"
@@ -30,37 +35,35 @@ class RequestBody:
     (answering `http.disconnect` for it would cut streams short, answering nothing new would make apps spin).
     """
 
-    __slots__ = ("_messages", "_receive")
-
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._messages: list[Message] = []
 
     async def read(self, limit: int) -> bytes | None:
         """Return the whole body, or None if it is over *limit* bytes or the client left before it was whole."""
-        chunks: list[bytes] = []
-        size = 0
-        while True:
+        message = await self._receive()
+        self._messages.append(message)
+        if message["type"] != "http.request":
+            return None
+        content = bytes(message.get("body", b""))
+        if not message.get("more_body"):
+            return content if len(content) <= limit else None
+        return await self._read_on([content], limit)
+
+    async def _read_on(self, chunks: list[bytes], limit: int) -> bytes | None:
+        left = limit - len(chunks[0])
+        while left >= 0:
             message = await self._receive()
             self._messages.append(message)
             if message["type"] != "http.request":
                 return None
-            chunk = bytes(message.get("body", b""))
-            size += len(chunk)
-            if size > limit:
-                return None
-            if not message.get("more_body"):
-                break
-            chunks.append(chunk)
-        if chunks:
-            chunk = b"".join((*chunks, chunk))
-            self.replace(chunk)
-        return chunk
-
-    @property
-    def cut_off(self) -> bool:
-        """Whether the client left before the body was whole."""
-        return bool(self._messages[-1]["type"] == "http.disconnect")
+            chunks.append(bytes(message.get("body", b"")))
+            left -= len(chunks[-1])
+            if left >= 0 and not message.get("more_body"):
+                content = b"".join(chunks)
+                self.replace(content)
+                return content
+        return None
 
     def replace(self, content: bytes) -> None:
         """Let the app receive *content* instead."""
@@ -73,18 +76,12 @@ class RequestBody:
         return await self._receive()
 
 
-def put_model(members: Members, model: str) -> bytes:
-    """Return the body with *model* as its model; a body that names none gets one."""
-    return encode_json({**members, "model": model})
-
-
-def pinned_headers(headers: Headers, picked: dict[bytes, bytes], length: int, model: str) -> Headers:
-    """Return a copy of *headers* for a body of *length* bytes on a pinned *model*."""
+def pinned_headers(headers: Headers, picked: dict[bytes, bytes], length: int, model: tuple[bytes, bytes]) -> Headers:
+    """Return a copy of *headers* for a body of *length* bytes that is pinned to the *model* of this header."""
     framing = (b"content-length", b"%d" % length)
-    ours = ((b"x-session-pinned", b"true"), (b"x-session-model", model.encode()))
     old = (b"content-length", picked.get(b"content-length", b""))
-    if b"transfer-encoding" in picked or not CONTROL_HEADERS.isdisjoint(picked) or headers.count(old) != 1:
-        return [*without(headers, FRAMING_HEADERS | CONTROL_HEADERS), framing, *ours]
-    new = [*headers, *ours]
-    new[headers.index(old)] = framing
-    return new
+    if old in headers and UNUSUAL_HEADERS.isdisjoint(picked):
+        new = [*headers, PINNED, model]
+        new[headers.index(old)] = framing
+        return new
+    return [*without(headers, FRAMING_HEADERS | CONTROL_HEADERS), framing, PINNED, model]

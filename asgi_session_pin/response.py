@@ -1,6 +1,6 @@
 """The response on its way to the client: which model does it name?"""
 
-import contextlib
+import math
 import re
 from collections.abc import Iterable
 from functools import lru_cache
@@ -12,6 +12,8 @@ from ._patterns import Alias, Patterns
 from ._sse import EventDecoder
 from .config import Config
 
+JSON = "json"
+EVENTS = "events"
 MAX_NAME = 256
 _visible_ascii = re.compile(r"[\x21-\x7e]{1,256}").fullmatch
 # gpt-4o -> gpt-4o-2024-08-06, claude-haiku-4-5 -> claude-haiku-4-5-20251001, and with "@" where Vertex AI serves it.
@@ -38,8 +40,8 @@ class DecisionRules:
         names = {b"content-type", b"content-length", b"content-encoding", *RESPONSE_HEADERS}
         self.reads_bodies = any(path for _, path in self._sources)
         self.headers = HeaderPicker(names | {name for name, _ in self._sources if name is not None})
-        # Also lets all pins on a model share one string.
-        self._usable = lru_cache(maxsize=1024)(self._find_usable)
+        # The cache also lets all pins on a model share one string.
+        self._judge = lru_cache(maxsize=1024)(self._judge_name)
 
     def decide(self, headers: dict[bytes, bytes], members: Members | None, asked: str | None) -> Decision | None:
         """Return what the first source that names a usable model says; None if no source names any.
@@ -48,27 +50,27 @@ class DecisionRules:
         """
         unusable: Decision | None = None
         for header, path in self._sources:
-            if header is not None:
-                name = headers[header].decode("latin-1") if header in headers else None
-            elif members is None:
-                return None
-            else:
+            if header is None:
+                if members is None:
+                    return None
                 name = find_string(members, path)
+            else:
+                name = headers[header].decode("latin-1") if header in headers else None
             if name:
-                model = self._usable(name, asked) if len(name) <= MAX_NAME else None
-                if model is not None:
-                    return Decision(name, model)
-                unusable = unusable or Decision(name, None)
+                decision = self._judge(name, asked) if len(name) <= MAX_NAME else Decision(name, None)
+                if decision.model is not None:
+                    return decision
+                unusable = unusable or decision
         return unusable
 
-    def _find_usable(self, name: str, asked: str | None) -> str | None:
-        name = name.strip()
-        name = next((target for alias in self._aliases if (target := alias.apply(name)) is not None), name)
-        if asked and name.startswith(asked) and _date(name, len(asked)):
-            name = asked
-        if name.lower() == "none" or not _visible_ascii(name) or self._router_models.match(name):
-            return None
-        return name
+    def _judge_name(self, name: str, asked: str | None) -> Decision:
+        model = name.strip()
+        model = next((target for alias in self._aliases if (target := alias.apply(model)) is not None), model)
+        if asked and model.startswith(asked) and _date(model, len(asked)):
+            model = asked
+        if model.lower() == "none" or not _visible_ascii(model) or self._router_models.match(model):
+            return Decision(name, None)
+        return Decision(name, model)
 
 
 class ResponseReader:
@@ -78,29 +80,17 @@ class ResponseReader:
     that was read for it. With *whole* the body is read even where a header has the answer.
     """
 
-    __slots__ = (
-        "_asked",
-        "_budget",
-        "_chunks",
-        "_events",
-        "_headers",
-        "_rules",
-        "_to_come",
-        "decision",
-        "finished",
-        "members",
-    )
+    finished = False
+    members: Members = {}  # noqa: RUF012 - read only: replaced, never changed
+    _events: EventDecoder | None = None
+    _length: float = math.inf  # by content-length, in bytes
+    _size = 0
 
     def __init__(self, rules: DecisionRules, headers: dict[bytes, bytes], asked: str | None, whole: bool) -> None:
         self._rules = rules
         self._headers = headers
         self._asked = asked
-        self._budget = rules.max_bytes
         self._chunks: list[bytes] = []
-        self._to_come: int | None = None  # bytes up to the content-length
-        self._events: EventDecoder | None = None
-        self.members: Members = {}
-        self.finished = False
         self.decision = rules.decide(headers, None, asked)
         if self.decision is not None and self.decision.model is not None and not whole:
             self.finished = True
@@ -108,20 +98,26 @@ class ResponseReader:
             self._finish()
 
     def _expects_body(self) -> bool:
-        if not self._rules.reads_bodies or not is_identity(self._headers.get(b"content-encoding", b"")):
+        headers = self._headers
+        if not self._rules.reads_bodies or (
+            b"content-encoding" in headers and not is_identity(headers[b"content-encoding"])
+        ):
             return False
-        kind = media_type(self._headers)
-        if kind == b"text/event-stream":
+        kind = media_type(headers.get(b"content-type", b""))
+        if kind == EVENTS:
             self._events = EventDecoder()
-            return True
-        self._to_come = content_length(self._headers)
-        return is_json(kind) and (self._to_come is None or self._to_come <= self._budget)
+        elif kind == JSON:
+            length = content_length(headers)
+            if length is not None:
+                self._length = length
+                return length <= self._rules.max_bytes
+        return kind is not None
 
     def feed(self, chunk: bytes, more: bool) -> None:
         """Look at the next piece of the body; *more* tells whether others follow."""
         chunk = bytes(chunk)
-        self._budget -= len(chunk)
-        if self._budget < 0:
+        self._size += len(chunk)
+        if self._size > self._rules.max_bytes:
             self._finish()
         elif self._events is not None:
             self._read_events(self._events.feed(chunk))
@@ -129,9 +125,7 @@ class ResponseReader:
                 self._finish()
         else:
             self._chunks.append(chunk)
-            if self._to_come is not None:
-                self._to_come -= len(chunk)
-            if not more or (self._to_come is not None and self._to_come <= 0):
+            if not more or self._size >= self._length:
                 self._read_json(b"".join(self._chunks))
 
     def _read_events(self, events: Iterable[bytes]) -> None:
@@ -146,8 +140,10 @@ class ResponseReader:
                 return
 
     def _read_json(self, body: bytes) -> None:
-        with contextlib.suppress(ValueError):
+        try:
             self.members = decode_members(body)
+        except ValueError:
+            self.members = {}
         self._finish()
 
     def _finish(self) -> None:
@@ -156,14 +152,13 @@ class ResponseReader:
         self._chunks = []
 
 
-def media_type(headers: dict[bytes, bytes]) -> bytes:
-    """Return the media type without its parameters (RFC 9110, section 8.3.1)."""
-    return headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-
-
-def is_json(kind: bytes) -> bool:
-    """Tell whether a media type is JSON (RFC 8259, RFC 6839)."""
-    return kind == b"application/json" or kind.endswith(b"+json")
+@lru_cache(maxsize=256)
+def media_type(content_type: bytes) -> str | None:
+    """Return what a body of this `content-type` is: `JSON`, `EVENTS` or None (RFC 9110 section 8.3.1, RFC 6839)."""
+    kind = content_type.partition(b";")[0].strip().lower()
+    if kind == b"application/json" or kind.endswith(b"+json"):
+        return JSON
+    return EVENTS if kind == b"text/event-stream" else None
 
 
 def _read_source(source: str) -> tuple[bytes | None, tuple[str, ...]]:
