@@ -16,6 +16,8 @@ Members = dict[str, msgspec.Raw]
 # The scanner builds Python objects to find out where a value ends, up to 26 times the text's size.
 MAX_SCANNED_BYTES = 1_048_576
 
+NULL = msgspec.Raw(b"null")
+
 encode_json = msgspec.json.Encoder().encode
 
 _decode_members = msgspec.json.Decoder(Members).decode

@@ -12,7 +12,7 @@ from .answer import Answer
 from .config import Config
 from .decision import DecisionEditor, ask_for_identity, remember, reply
 from .pins import Pin, PinTable
-from .request import CONTROL_HEADERS, PINNED, UNUSUAL_HEADERS, RequestBody, pinned_headers, why_unreadable
+from .request import CONTROL_HEADERS, PINNED, RequestBody, pinned_headers, why_unreadable
 from .response import MAX_NAME, DecisionRules, ResponseReader
 from .session import AskedModel, SessionReader, asked_model
 
@@ -44,7 +44,8 @@ class Exchange:
     learns = False  # whether the response is looked at for a decision
     stated: str | None = None  # the decision that the app's own router stated
     _key = b""
-    _model_header: tuple[bytes, bytes] | None = None
+    _pinned = NOT_PINNED
+    _model: Headers = []  # noqa: RUF012 - read only: replaced, never changed
 
     def __init__(
         self,
@@ -55,28 +56,28 @@ class Exchange:
         send: Send,
         headers: Headers,
         picked: dict[bytes, bytes],
-        session_id: bytes | None,
+        unusual: bool,
     ) -> None:
         self.pinning = pinning
         self.decides = kind == "decision"
         self._scope = scope
         self._receive = receive
         self._send = send
-        self._headers = headers
+        self._headers = without(headers, CONTROL_HEADERS) if unusual else headers
         self._picked = picked
-        self._session_id = session_id
+        self._unusual = unusual
 
-    async def run(self) -> None:
+    async def run(self, session_id: bytes | None) -> None:
         """Take the request through the app, exactly once, or answer it from the pin."""
-        pinning, picked, session_id = self.pinning, self._picked, self._session_id
+        pinning, picked = self.pinning, self._picked
         if session_id is None:
-            return await self._call(self._cleared_headers(), self._receive, self._send)
+            return await self._call(self._headers, self._receive, self._send)
         control = picked[b"x-session-pin"].strip().lower() if b"x-session-pin" in picked else b""
         if control == b"off":
             return await self._pass_on(b"off", None, self._receive)
-        if not pinning.sessions.is_valid(session_id):
+        if not session_id:
             return await self._pass_on(b"ignored", b"invalid-session-id", self._receive)
-        unreadable = why_unreadable(picked, pinning.max_request_bytes)
+        unreadable = why_unreadable(picked, self._unusual, pinning.max_request_bytes)
         if unreadable is not None:
             return await self._pass_on(b"ignored", unreadable, self._receive)
 
@@ -105,31 +106,31 @@ class Exchange:
             self.asked = asked if isinstance(asked, str) and len(asked) <= MAX_NAME else None
             return await self._route(body, session_id)
         self.status = b"hit"
-        self._model_header = (b"x-session-model", pin.model.encode())
+        self._pinned = PINNED
+        self._model = [(b"x-session-model", pin.model.encode())]
         if self.decides:
             return await self._reply(pin, session_id)
-        return await self._use(pin, members, body, self._model_header)
+        return await self._use(pin, members, body)
 
     def _pass_on(self, status: bytes, reason: bytes | None, receive: Receive) -> Awaitable[None]:
         self.status = status
         self.reason = reason
-        return self._call(self._cleared_headers(), receive, Answer(self, self._send).send)
+        return self._call(self._headers, receive, Answer(self, self._send).send)
 
-    def _use(self, pin: Pin, members: Members, body: RequestBody, model: tuple[bytes, bytes]) -> Awaitable[None]:
+    def _use(self, pin: Pin, members: Members, body: RequestBody) -> Awaitable[None]:
         content = put_model(members, pin.model)
         body.replace(content)
-        headers = pinned_headers(self._headers, self._picked, len(content), model)
+        headers = pinned_headers(self._headers, self._picked, len(content), [PINNED, *self._model])
         return self._call(headers, body.receive, Answer(self, self._send).send)
 
     def _route(self, body: RequestBody, session_id: bytes) -> Awaitable[None]:
         self.learns = True
-        headers = self._cleared_headers()
         send = Answer(self, self._send).send
-        if self.decides:
-            headers = ask_for_identity(headers)
-            limit = self.pinning.config.limits.max_inspected_response_bytes
-            return self._call(headers, body.receive, DecisionEditor(send, session_id, limit).send)
-        return self._call(headers, body.receive, send)
+        if not self.decides:
+            return self._call(self._headers, body.receive, send)
+        limit = self.pinning.config.limits.max_inspected_response_bytes
+        editor = DecisionEditor(send, session_id, limit)
+        return self._call(ask_for_identity(self._headers), body.receive, editor.send)
 
     async def _reply(self, pin: Pin, session_id: bytes) -> None:
         content = reply(pin, session_id, self._headers)
@@ -137,12 +138,6 @@ class Exchange:
         answer = Answer(self, self._send)
         await answer.send({"type": "http.response.start", "status": 200, "headers": headers})
         await answer.send({"type": "http.response.body", "body": content, "more_body": False})
-
-    def _cleared_headers(self) -> Headers:
-        """Return the request's headers without those that are between the client and us."""
-        if UNUSUAL_HEADERS.isdisjoint(self._picked):
-            return self._headers
-        return without(self._headers, CONTROL_HEADERS)
 
     async def _call(self, headers: Headers, receive: Receive, send: Send) -> None:
         """Call the app with other headers; what it adds to its scope is in the server's own afterwards."""
@@ -158,10 +153,7 @@ class Exchange:
     def response_headers(self) -> Headers:
         """Return what the client is told of its pin."""
         status = self.status if self.reason is None else self.status + b"; reason=" + self.reason
-        headers = [PINNED if self.status == b"hit" else NOT_PINNED, (b"x-session-pin-status", status)]
-        if self._model_header is not None:
-            headers.append(self._model_header)
-        return headers
+        return [self._pinned, (b"x-session-pin-status", status), *self._model]
 
     async def record(self, reader: ResponseReader) -> None:
         """Keep the decision that the response named, if it did."""
@@ -175,7 +167,7 @@ class Exchange:
             pin = await self.pinning.table.record(self._key, found.model, decision)
         except Exception:
             return self._store_failed()
-        self._model_header = (b"x-session-model", pin.model.encode())
+        self._model = [(b"x-session-model", pin.model.encode())]
         return None
 
     def _store_failed(self) -> None:

@@ -13,7 +13,7 @@ from ._patterns import Patterns
 from .config import Config
 from .exchange import SCOPE_KEY, Exchange, Pinning
 from .pins import PinTable
-from .request import CONTROL_HEADERS, HEADER_NAMES
+from .request import HEADER_NAMES, UNUSUAL_HEADERS
 from .response import DecisionRules
 from .session import AskedModel, SessionReader
 from .stores import PinStore, open_store
@@ -70,9 +70,10 @@ class SessionPinMiddleware:
         headers = scope["headers"] = header_list(scope.get("headers", ()))
         picked = self._headers.pick(headers)
         session_id = self._sessions.find_id(picked)
-        if session_id is None and CONTROL_HEADERS.isdisjoint(picked):
+        unusual = not UNUSUAL_HEADERS.isdisjoint(picked)
+        if session_id is None and not unusual:
             return self._pass_by(scope, receive, send)
-        return Exchange(self._pinning, kind, scope, receive, send, headers, picked, session_id).run()
+        return Exchange(self._pinning, kind, scope, receive, send, headers, picked, unusual).run(session_id)
 
     async def _pass_by(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope[SCOPE_KEY] = None

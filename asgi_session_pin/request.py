@@ -14,17 +14,17 @@ UNUSUAL_HEADERS = SIGNATURE_HEADERS | CONTROL_HEADERS | {b"content-encoding", b"
 HEADER_NAMES = SIGNATURE_HEADERS | FRAMING_HEADERS | CONTROL_HEADERS | {b"content-encoding", b"authorization"}
 
 
-def why_unreadable(headers: dict[bytes, bytes], limit: int) -> bytes | None:
+def why_unreadable(headers: dict[bytes, bytes], unusual: bool, limit: int) -> bytes | None:
     """Return why the body must pass as it is, as far as the headers tell, or None."""
-    if not UNUSUAL_HEADERS.isdisjoint(headers):
+    if unusual:
         if not is_identity(headers.get(b"content-encoding", b"")):
             return b"body-encoded"
         if not SIGNATURE_HEADERS.isdisjoint(headers):
             return b"body-signed"
     if b"authorization" in headers and headers[b"authorization"].startswith(b"AWS4-"):  # SigV4 signs the body's digest
         return b"body-signed"
-    if (content_length(headers) or 0) > limit:
-        return b"body-too-large"
+    if b"content-length" in headers and len(headers[b"content-length"]) > 6:  # a smaller one is read in no time
+        return b"body-too-large" if (content_length(headers) or 0) > limit else None
     return None
 
 
@@ -76,12 +76,14 @@ class RequestBody:
         return await self._receive()
 
 
-def pinned_headers(headers: Headers, picked: dict[bytes, bytes], length: int, model: tuple[bytes, bytes]) -> Headers:
-    """Return a copy of *headers* for a body of *length* bytes that is pinned to the *model* of this header."""
+def pinned_headers(headers: Headers, picked: dict[bytes, bytes], length: int, ours: Headers) -> Headers:
+    """Return a copy of *headers* for a changed body of *length* bytes, with *ours*."""
     framing = (b"content-length", b"%d" % length)
-    old = (b"content-length", picked.get(b"content-length", b""))
-    if old in headers and UNUSUAL_HEADERS.isdisjoint(picked):
-        new = [*headers, PINNED, model]
-        new[headers.index(old)] = framing
-        return new
-    return [*without(headers, FRAMING_HEADERS | CONTROL_HEADERS), framing, PINNED, model]
+    if b"transfer-encoding" not in picked:
+        try:
+            at = headers.index((b"content-length", picked[b"content-length"]))
+        except (KeyError, ValueError):
+            pass  # there is none, or there are two, or it is written in capitals
+        else:
+            return [*headers[:at], framing, *headers[at + 1 :], *ours]
+    return [*without(headers, FRAMING_HEADERS), framing, *ours]

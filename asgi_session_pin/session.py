@@ -4,7 +4,7 @@ import hashlib
 
 import msgspec
 
-from ._json import Members, decode_string
+from ._json import NULL, Members, decode_string
 from .config import Sessions
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -29,18 +29,16 @@ class SessionReader:
         self._digest = hashlib.blake2b(digest_size=16, key=hashlib.blake2b(secret).digest() if secret else b"")
 
     def find_id(self, headers: dict[bytes, bytes]) -> bytes | None:
-        """Return the session's id as it came, without white space around it, or None if the request has none."""
+        """Return the session's id, empty if what came can't be used; None if the request has none."""
         for name in self._sources:
             if name in headers:
-                value = headers[name].strip(b" \t")
-                if b"\n" in value and len(set(value.split(b"\n"))) == 1:  # the same one, sent twice
-                    return value.partition(b"\n")[0]
-                return value
+                session_id = headers[name].strip(b" \t")
+                if b"\n" in session_id and len(set(session_id.split(b"\n"))) == 1:  # the same one, sent twice
+                    session_id = session_id.partition(b"\n")[0]
+                if len(session_id) > self._max_length or session_id.translate(None, _CONTROLS) != session_id:
+                    return b""
+                return session_id
         return None
-
-    def is_valid(self, session_id: bytes) -> bool:
-        """Tell whether an id can be used; one that came with different values holds a newline, and can't."""
-        return 0 < len(session_id) <= self._max_length and len(session_id.translate(None, _CONTROLS)) == len(session_id)
 
     def key(self, session_id: bytes, headers: dict[bytes, bytes], model: AskedModel) -> bytes:
         """Return the 16 bytes under which the session's pin is kept.
@@ -65,11 +63,10 @@ def _header_name(source: str) -> bytes:
 
 def asked_model(members: Members) -> AskedModel:
     """Return the model that a request asks for."""
-    value = members.get("model")
-    if value is None:
+    if "model" not in members:
         return None
+    value = members["model"]
     name = decode_string(value)
-    if name is not None:
-        return name
-    text = bytes(value)
-    return None if text == b"null" else text
+    if name is None and value != NULL:
+        return bytes(value)
+    return name

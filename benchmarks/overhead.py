@@ -2,8 +2,9 @@
 
     python benchmarks/overhead.py [--rounds 9] [--only hit]
 
-Each request is a fresh scope with 15 headers, as a server makes one, into an app that reads the body and answers at once.
-The candidates take turns in every round; the table shows medians of process CPU time and ratios against a no-op middleware.
+Each request is a fresh scope with 15 headers, as a server makes one, into an app that reads the body and answers at
+once. The candidates take turns in every round; the table shows medians of process CPU time and ratios against a no-op
+middleware.
 """
 
 import argparse

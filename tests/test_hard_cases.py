@@ -100,12 +100,12 @@ async def test_body_over_the_limit_streams_and_is_refused_by_its_length_before_i
 
     async def receive() -> Message:
         events.append("receive")
-        return {"type": "http.request", "body": b"x" * 10, "more_body": events.count("receive") < 3}
+        return {"type": "http.request", "body": b"x" * 1_000_000, "more_body": events.count("receive") < 3}
 
     async def send(message: Message) -> None: ...
 
-    middleware = SessionPinMiddleware(app, config=Config(limits=Limits(max_request_bytes=15)))
-    await middleware(http_scope(SESSION, (b"content-length", b"30")), receive, send)
+    middleware = SessionPinMiddleware(app, config=Config(limits=Limits(max_request_bytes=1_500_000)))
+    await middleware(http_scope(SESSION, (b"content-length", b"3000000")), receive, send)
     assert events == ["app called", "receive", "receive", "receive"]
     events.clear()
     await middleware(http_scope(SESSION, (b"transfer-encoding", b"chunked")), receive, send)
