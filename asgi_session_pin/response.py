@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
+from ._decompress import Decoder, open_decoder
 from ._headers import HeaderPicker, content_length, is_identity
 from ._json import Members, decode_members, find_string
 from ._patterns import Alias, Patterns
@@ -82,9 +83,10 @@ class ResponseReader:
 
     finished = False
     members: Members = {}  # noqa: RUF012 - read only: replaced, never changed
+    _decoder: Decoder | None = None
     _events: EventDecoder | None = None
-    _length: float = math.inf  # by content-length, in bytes
-    _size = 0
+    _to_come: float = math.inf  # bytes of the body as it is sent, by content-length
+    _size = 0  # bytes looked at, decoded
 
     def __init__(self, rules: DecisionRules, headers: dict[bytes, bytes], asked: str | None, whole: bool) -> None:
         self._rules = rules
@@ -99,23 +101,31 @@ class ResponseReader:
 
     def _expects_body(self) -> bool:
         headers = self._headers
-        if not self._rules.reads_bodies or (
-            b"content-encoding" in headers and not is_identity(headers[b"content-encoding"])
-        ):
+        if not self._rules.reads_bodies:
             return False
+        if b"content-encoding" in headers and not is_identity(headers[b"content-encoding"]):
+            self._decoder = open_decoder(headers[b"content-encoding"])
+            if self._decoder is None:
+                return False
         kind = media_type(headers.get(b"content-type", b""))
         if kind == EVENTS:
             self._events = EventDecoder()
         elif kind == JSON:
             length = content_length(headers)
             if length is not None:
-                self._length = length
+                self._to_come = length
                 return length <= self._rules.max_bytes
         return kind is not None
 
     def feed(self, chunk: bytes, more: bool) -> None:
         """Look at the next piece of the body; *more* tells whether others follow."""
         chunk = bytes(chunk)
+        self._to_come -= len(chunk)
+        if self._decoder is not None:
+            try:
+                chunk = self._decoder.decode(chunk, self._rules.max_bytes - self._size + 1)
+            except ValueError:
+                return self._finish()
         self._size += len(chunk)
         if self._size > self._rules.max_bytes:
             self._finish()
@@ -125,8 +135,9 @@ class ResponseReader:
                 self._finish()
         else:
             self._chunks.append(chunk)
-            if not more or self._size >= self._length:
+            if not more or self._to_come <= 0:
                 self._read_json(b"".join(self._chunks))
+        return None
 
     def _read_events(self, events: Iterable[bytes]) -> None:
         for data in events:

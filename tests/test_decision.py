@@ -4,9 +4,9 @@ import json
 from typing import Any
 
 import pytest
-from asgi_driver import CHAT, DECISION, JSON_TYPE, SESSION, SSE_TYPE, Answer, Gateway, Header, call, read_body, respond
 from starlette.types import Receive, Scope, Send
 
+from asgi_driver import CHAT, DECISION, JSON_TYPE, SESSION, SSE_TYPE, Answer, Gateway, Header, call, read_body, respond
 from asgi_session_pin import Config, Limits, SessionPinMiddleware
 
 TRACEPARENT: Header = (b"traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")

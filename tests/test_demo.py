@@ -3,9 +3,9 @@
 import re
 
 import pytest
-from asgi_driver import read_body, respond
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from asgi_driver import read_body, respond
 from asgi_session_pin.cli import main
 from asgi_session_pin.demo import run_demo
 

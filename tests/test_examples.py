@@ -10,10 +10,10 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from openai import NotFoundError, OpenAI
-from servers import serve_app, serve_script
 
 from asgi_session_pin import SessionPinMiddleware
 from asgi_session_pin.demo import STEPS
+from servers import serve_app, serve_script
 
 FASTAPI_PROXY = Path(__file__).parent.parent / "examples" / "fastapi_proxy.py"
 CLAUDE = "anthropic/claude-sonnet-4-20250514"

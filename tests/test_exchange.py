@@ -5,6 +5,8 @@ import json
 from typing import Any
 
 import pytest
+from starlette.types import Message, Receive, Scope, Send
+
 from asgi_driver import (
     CHAT,
     JSON_TYPE,
@@ -20,8 +22,6 @@ from asgi_driver import (
     receive_from,
     respond,
 )
-from starlette.types import Message, Receive, Scope, Send
-
 from asgi_session_pin import Config, MemoryStore, Pin, Routing, SessionPinMiddleware
 
 

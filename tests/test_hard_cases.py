@@ -6,9 +6,9 @@ import tracemalloc
 from typing import Any
 
 import pytest
-from asgi_driver import JSON_TYPE, SESSION, SSE_TYPE, Answer, Gateway, Header, call, http_scope, read_body, respond
 from starlette.types import Message, Receive, Scope, Send
 
+from asgi_driver import JSON_TYPE, SESSION, SSE_TYPE, Answer, Gateway, Header, call, http_scope, read_body, respond
 from asgi_session_pin import Config, Decisions, Limits, MemoryStore, Pin, Routing, SessionPinMiddleware, Sessions
 
 # Session ids

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asgi_driver import CHAT, SESSION, Gateway, Header, answer_json, call, http_scope, receive_from
 from asgi_lifespan import LifespanManager
 from fastapi import FastAPI, Request
 from starlette.applications import Starlette
@@ -14,6 +13,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from asgi_driver import CHAT, SESSION, Gateway, Header, answer_json, call, http_scope, receive_from
 from asgi_session_pin import Config, ConfigError, Endpoint, MemoryStore, Pin, Routing, SessionPinMiddleware
 
 

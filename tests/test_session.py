@@ -1,8 +1,8 @@
 """Sources of ids, and what makes two requests the same session."""
 
 import pytest
-from asgi_driver import SESSION, Gateway, Header, call
 
+from asgi_driver import SESSION, Gateway, Header, call
 from asgi_session_pin import Config, MemoryStore, Pin, SessionPinMiddleware, Sessions
 
 
