@@ -1,8 +1,10 @@
 """Session pinning for LLM proxies: one X-Session-Id, one model, as pure ASGI middleware."""
 
 from .config import Config, ConfigError, Decisions, Endpoint, Limits, Routing, Sessions, Store
+from .events import PinEvent
 from .middleware import SessionPinMiddleware
 from .pins import Pin
+from .session_pin import SessionPin, get_session_pin
 from .stores import MemoryStore, PinStore
 
 __version__ = "0.1.0"
@@ -15,9 +17,12 @@ __all__ = [
     "Limits",
     "MemoryStore",
     "Pin",
+    "PinEvent",
     "PinStore",
     "Routing",
+    "SessionPin",
     "SessionPinMiddleware",
     "Sessions",
     "Store",
+    "get_session_pin",
 ]

@@ -38,7 +38,7 @@ class Answer:
         reader = self._reader
         if reader is not None and message["type"] == "http.response.body":
             reader.feed(message.get("body", b""), message.get("more_body", False))
-            if reader.finished or self._exchange.stated is not None:
+            if reader.finished or self._exchange.is_stated:
                 return self._settle(reader, message)
         return self._send(message)
 
@@ -49,7 +49,7 @@ class Answer:
             rules = exchange.pinning.rules
             picked = rules.headers.pick(headers)
             self._reader = reader = ResponseReader(rules, picked, exchange.asked, whole=exchange.decides)
-            if reader.finished or exchange.stated is not None:
+            if reader.finished or exchange.is_stated:
                 return self._settle(reader, {**message, "headers": headers})
         else:
             self._settled = True

@@ -15,15 +15,22 @@ from ._yaml import YAMLFault, load_yaml
 
 _MAX_SECONDS = 1_000_000_000  # thirty years: whatever is longer is a mistake
 _HEADER = r"header:[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_BODY = r"body:[^.\s]+(\.[^.\s]+)*"
 
 Seconds = Annotated[float, Meta(gt=0, le=_MAX_SECONDS, description="a number of seconds above 0")]
 Count = Annotated[int, Meta(ge=1, description="a whole number of at least 1")]
 Bytes = Annotated[int, Meta(ge=1, description="a number of bytes of at least 1")]
 Name = Annotated[str, Meta(min_length=1, description="a name or a pattern with *")]
-SessionSource = Annotated[str, Meta(pattern=f"^{_HEADER}$", description='"header:NAME"')]
+SessionSource = Annotated[
+    str,
+    Meta(
+        pattern=f"^({_HEADER}|{_BODY}|preset:coding-agents)$",
+        description='"header:NAME", "body:PATH.TO.ID" or "preset:coding-agents"',
+    ),
+]
 PartitionPart = Annotated[str, Meta(pattern=f"^({_HEADER}|model)$", description='"header:NAME" or "model"')]
 DecisionSource = Annotated[
-    str, Meta(pattern=rf"^({_HEADER}|body:[^.\s]+(\.[^.\s]+)*)$", description='"header:NAME" or "body:PATH.TO.NAME"')
+    str, Meta(pattern=f"^({_HEADER}|{_BODY})$", description='"header:NAME" or "body:PATH.TO.NAME"')
 ]
 PathPattern = Annotated[str, Meta(pattern=r"^[/*]", description='a path pattern that starts with "/" or "*"')]
 
@@ -67,7 +74,8 @@ class Routing(_Section, frozen=True):
 class Sessions(_Section, frozen=True):
     """Which session a request belongs to.
 
-    - `sources`: where the session's id comes from; the first that is present counts.
+    - `sources`: where the session's id comes from, the first that is present counts: a header, a string in the JSON
+      body (which is read for it), or the headers that coding agents send by themselves.
     - `partition_by`: parts of the key beside the id; all that are present count.
     - `max_id_length`: longer ids are not used, in characters.
     - `secret`: keys the digest of ids, so that whoever can read a shared store can't test guessed ids against it.

@@ -30,6 +30,11 @@ def remember(members: Members) -> bytes | None:
     return text if kept and len(text) <= MAX_REMEMBERED_BYTES else None
 
 
+def remember_route(model: str, route: str | None) -> bytes | None:
+    """Return the decision object of a decision that was stated with its route."""
+    return None if route is None else remember(decode_members(encode_json({"model": model, "route": route})))
+
+
 def reply(pin: Pin, session_id: bytes, headers: Headers) -> bytes:
     """Return the body that answers for the app: the remembered decision, or the model alone."""
     members: dict[str, object] = {"model": pin.model}
@@ -38,7 +43,7 @@ def reply(pin: Pin, session_id: bytes, headers: Headers) -> bytes:
     if "trace_id" in members:
         traced = _trace_id(_traceparent.pick(headers).get(b"traceparent", b""))
         members["trace_id"] = traced[1].decode() if traced else secrets.token_hex(16)
-    return encode_json(members | {"session_id": session_id.decode("latin-1"), "pinned": True})
+    return encode_json(members | {"session_id": session_id.decode(errors="replace"), "pinned": True})
 
 
 class DecisionEditor:
@@ -92,7 +97,7 @@ class DecisionEditor:
             members = decode_members(b"".join(body.get("body", b"") for body in bodies))
         except ValueError:
             return held
-        ours = {"session_id": self._session_id.decode("latin-1"), "pinned": False}
+        ours = {"session_id": self._session_id.decode(errors="replace"), "pinned": False}
         content = encode_json({**members, **{name: value for name, value in ours.items() if name not in members}})
         headers = without(header_list(start.get("headers", ())), {b"content-length"})
         start = {**start, "headers": [*headers, (b"content-length", b"%d" % len(content))]}

@@ -1,16 +1,18 @@
 """SessionPinMiddleware: which requests are ours, and the life of what they share."""
 
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ._headers import HeaderPicker, header_list
-from ._log import WarnOnce
+from ._log import logger
 from ._patterns import Patterns
-from .config import Config
+from ._warnings import Warnings
+from .config import Config, Endpoint
+from .events import Listener
 from .exchange import SCOPE_KEY, Exchange, Pinning
 from .pins import PinTable
 from .request import HEADER_NAMES, UNUSUAL_HEADERS
@@ -25,6 +27,10 @@ class SessionPinMiddleware:
     - *app*: the ASGI app.
     - *config*: a `Config`, the path of a YAML file, or a mapping of that file's shape; None: the defaults.
     - *store*: a `PinStore` to use instead of the one that the configuration names.
+    - *session_id*: returns the session's id for a scope (from a cookie, a token's claim) or None, instead of
+      `sessions.sources`. If it raises, that is logged and the request has no session.
+    - *listeners*: each is called with a `PinEvent` when the app is done with a request that had a session. What they
+      raise is logged and goes no further.
 
     Raises ConfigError for a configuration that can't be used. Nothing is connected here and no event loop is needed.
     """
@@ -35,45 +41,64 @@ class SessionPinMiddleware:
         *,
         config: Config | str | os.PathLike[str] | Mapping[str, Any] | None = None,
         store: PinStore | None = None,
+        session_id: Callable[[Scope], str | None] | None = None,
+        listeners: Iterable[Listener] = (),
     ) -> None:
         settings = Config.load(config)
-        sessions = SessionReader(settings.sessions)
         self.app = app
-        self._sessions = sessions
-        self._headers = HeaderPicker(HEADER_NAMES | sessions.header_names)
-        self._endpoints = [(Patterns([endpoint.path]), endpoint.kind) for endpoint in settings.endpoints]
+        sources = settings.sessions.sources if session_id is None else ()
+        self._sessions = SessionReader(settings.sessions, sources)
+        self._call_session_id = session_id
+        self._headers = HeaderPicker(HEADER_NAMES | self._sessions.header_names)
+        self._endpoints = [(Patterns([endpoint.path]), endpoint) for endpoint in settings.endpoints]
         self._endpoint = lru_cache(maxsize=256)(self._find_endpoint)
         self._pinning = Pinning(
             app=app,
             config=settings,
-            sessions=sessions,
+            sessions=self._sessions,
             rules=DecisionRules(settings),
             is_routed=_routed_models(settings.routing.router_models),
-            table=PinTable(store or open_store(settings), max_age_seconds=settings.routing.session_max_age_seconds),
-            warn=WarnOnce(),
+            table=PinTable(
+                open_store(settings) if store is None else store,
+                max_age_seconds=settings.routing.session_max_age_seconds,
+            ),
+            warn=Warnings(settings),
+            listeners=tuple(listeners),
             max_request_bytes=settings.limits.max_request_bytes,
             tells=settings.response_headers,
         )
+        if store is None:
+            self._pinning.warn.workers()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             if scope["method"] == "POST":
-                kind = self._endpoint(scope["path"])
-                if kind is not None and SCOPE_KEY not in scope:  # where it stands there, an outer instance is at work
-                    return await self._handle(kind, scope, receive, send)
+                endpoint = self._endpoint(scope["path"])
+                if endpoint is not None and SCOPE_KEY not in scope:  # where it is, an outer instance is at work
+                    return await self._handle(endpoint, scope, receive, send)
         elif scope["type"] == "lifespan":
             send = self._closing(send)
         await self.app(scope, receive, send)
         return None
 
-    def _handle(self, kind: str, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+    def _handle(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         headers = scope["headers"] = header_list(scope.get("headers", ()))
         picked = self._headers.pick(headers)
-        session_id = self._sessions.find_id(picked)
+        session_id = self._sessions.find_id(picked) if self._call_session_id is None else self._ask_for_id(scope)
         unusual = not UNUSUAL_HEADERS.isdisjoint(picked)
-        if session_id is None and not unusual:
+        if session_id is None and not unusual and not self._sessions.reads_bodies:
             return self._pass_by(scope, receive, send)
-        return Exchange(self._pinning, kind, scope, receive, send, headers, picked, unusual).run(session_id)
+        exchange = Exchange(self._pinning, endpoint, scope, receive, send, headers, picked, unusual, session_id)
+        return exchange.run_observed() if self._pinning.listeners else exchange.run()
+
+    def _ask_for_id(self, scope: Scope) -> bytes | None:
+        assert self._call_session_id is not None
+        try:
+            session_id = self._call_session_id(scope)
+            return None if session_id is None else self._sessions.use(session_id)
+        except Exception:
+            logger.exception("the session_id callable failed; the request has no session")
+            return None
 
     async def _pass_by(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope[SCOPE_KEY] = None
@@ -86,10 +111,23 @@ class SessionPinMiddleware:
         """Close the store, also one that was given as *store*. Lifespan does it, but never reaches inside a `Mount`."""
         await self._pinning.table.aclose()
 
-    def _find_endpoint(self, path: str) -> str | None:
-        for pattern, kind in self._endpoints:
+    async def forget(
+        self, session_id: str, *, headers: Mapping[str, str] | None = None, model: str | None = None
+    ) -> None:
+        """Give the pin of a session up, so that its next request is routed.
+
+        *headers* are those of the session's requests that `sessions.partition_by` names (the client's credential), and
+        *model* is the model that they ask for. Raises what the store raises.
+        """
+        pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in (headers or {}).items()]
+        await self._pinning.table.forget(
+            self._sessions.key(self._sessions.use(session_id), self._headers.pick(pairs), model)
+        )
+
+    def _find_endpoint(self, path: str) -> Endpoint | None:
+        for pattern, endpoint in self._endpoints:
             if pattern.match(path) or (path.endswith("/") and pattern.match(path[:-1])):
-                return None if kind == "ignore" else kind
+                return None if endpoint.kind == "ignore" else endpoint
         return None
 
     def _closing(self, send: Send) -> Send:

@@ -35,6 +35,8 @@ class RequestBody:
     (answering `http.disconnect` for it would cut streams short, answering nothing new would make apps spin).
     """
 
+    cut_off = False  # whether the client left before the body was whole
+
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._messages: list[Message] = []
@@ -44,6 +46,7 @@ class RequestBody:
         message = await self._receive()
         self._messages.append(message)
         if message["type"] != "http.request":
+            self.cut_off = True
             return None
         content = bytes(message.get("body", b""))
         if not message.get("more_body"):
@@ -56,6 +59,7 @@ class RequestBody:
             message = await self._receive()
             self._messages.append(message)
             if message["type"] != "http.request":
+                self.cut_off = True
                 return None
             chunks.append(bytes(message.get("body", b"")))
             left -= len(chunks[-1])

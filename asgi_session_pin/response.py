@@ -11,6 +11,7 @@ from ._headers import HeaderPicker, content_length, is_identity
 from ._json import Members, decode_members, find_string
 from ._patterns import Alias, Patterns
 from ._sse import EventDecoder
+from ._warnings import Warnings
 from .config import Config
 
 JSON = "json"
@@ -20,6 +21,8 @@ _visible_ascii = re.compile(r"[\x21-\x7e]{1,256}").fullmatch
 # gpt-4o -> gpt-4o-2024-08-06, claude-haiku-4-5 -> claude-haiku-4-5-20251001, and with "@" where Vertex AI serves it.
 _date = re.compile(r"[-@](\d{4}-\d\d-\d\d|\d{8})").fullmatch
 
+# On each of LiteLLM's answers, also those that carry no model name.
+_LITELLM_HEADER = b"x-litellm-call-id"
 RESPONSE_HEADERS = frozenset({b"x-session-pinned", b"x-session-model", b"x-session-pin-status"})
 
 
@@ -38,9 +41,11 @@ class DecisionRules:
         self._aliases = [Alias(name, target) for name, target in config.decisions.aliases.items()]
         self._router_models = Patterns(config.routing.router_models)
         self.max_bytes = config.limits.max_inspected_response_bytes
-        names = {b"content-type", b"content-length", b"content-encoding", *RESPONSE_HEADERS}
         self.reads_bodies = any(path for _, path in self._sources)
-        self.headers = HeaderPicker(names | {name for name, _ in self._sources if name is not None})
+        sources = {name for name, _ in self._sources if name is not None}
+        self._knows_litellm = any(name.startswith(b"x-litellm-") for name in sources)
+        names = {b"content-type", b"content-length", b"content-encoding", _LITELLM_HEADER, *RESPONSE_HEADERS}
+        self.headers = HeaderPicker(names | sources)
         # The cache also lets all pins on a model share one string.
         self._judge = lru_cache(maxsize=1024)(self._judge_name)
 
@@ -64,14 +69,26 @@ class DecisionRules:
                 unusable = unusable or decision
         return unusable
 
+    def check_echo(self, headers: dict[bytes, bytes], warn: Warnings) -> None:
+        """Warn if a gateway that is known to hide its choice answered under the name that was asked for."""
+        if _LITELLM_HEADER in headers and not self._knows_litellm:
+            warn.hidden()
+
+    def is_usable(self, model: object) -> bool:
+        """Tell whether a name can be a decision: text that can be sent back, and none that the router decides for."""
+        return (
+            isinstance(model, str)
+            and model.lower() != "none"
+            and _visible_ascii(model) is not None
+            and not self._router_models.match(model)
+        )
+
     def _judge_name(self, name: str, asked: str | None) -> Decision:
         model = name.strip()
         model = next((target for alias in self._aliases if (target := alias.apply(model)) is not None), model)
         if asked and model.startswith(asked) and _date(model, len(asked)):
             model = asked
-        if model.lower() == "none" or not _visible_ascii(model) or self._router_models.match(model):
-            return Decision(name, None)
-        return Decision(name, model)
+        return Decision(name, model if self.is_usable(model) else None)
 
 
 class ResponseReader:
@@ -90,7 +107,7 @@ class ResponseReader:
 
     def __init__(self, rules: DecisionRules, headers: dict[bytes, bytes], asked: str | None, whole: bool) -> None:
         self._rules = rules
-        self._headers = headers
+        self.headers = headers
         self._asked = asked
         self._chunks: list[bytes] = []
         self.decision = rules.decide(headers, None, asked)
@@ -100,7 +117,7 @@ class ResponseReader:
             self._finish()
 
     def _expects_body(self) -> bool:
-        headers = self._headers
+        headers = self.headers
         if not self._rules.reads_bodies:
             return False
         if b"content-encoding" in headers and not is_identity(headers[b"content-encoding"]):
@@ -158,7 +175,7 @@ class ResponseReader:
         self._finish()
 
     def _finish(self) -> None:
-        self.decision = self._rules.decide(self._headers, self.members, self._asked)
+        self.decision = self._rules.decide(self.headers, self.members, self._asked)
         self.finished = True
         self._chunks = []
 

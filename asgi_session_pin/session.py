@@ -1,10 +1,11 @@
 """Which session is this: the id from its source, and the key under which the session's pin is kept."""
 
 import hashlib
+from collections.abc import Iterable
 
 import msgspec
 
-from ._json import NULL, Members, decode_string
+from ._json import NULL, Members, decode_string, find_string
 from .config import Sessions
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -12,33 +13,64 @@ _encode = msgspec.msgpack.Encoder().encode
 # What a model key part is when the request names none, or not by a string: the JSON text, which no name's str equals.
 AskedModel = str | bytes | None
 
+# What coding agents send unasked. Not x-client-request-id: in some clients it is new for each request.
+PRESETS = {
+    "preset:coding-agents": (
+        "header:x-session-id",
+        "header:x-claude-code-session-id",
+        "header:session-id",
+        "header:session_id",
+        "header:x-session-affinity",
+        "header:x-litellm-session-id",
+        "header:agent-session-id",
+    )
+}
+
 # RFC 9110, section 5.5: a field value has no control characters; tabs, which it may have, are of no use in an id.
 _CONTROLS = bytes(range(0x20)) + b"\x7f"
 
 
 class SessionReader:
-    """Reads the session out of a request's headers."""
+    """Reads the session out of a request's headers and body."""
 
-    def __init__(self, config: Sessions) -> None:
-        self._sources = tuple(_header_name(source) for source in config.sources)
-        self._partition = frozenset(_header_name(part) for part in config.partition_by if part != "model")
-        self._by_model = "model" in config.partition_by
+    def __init__(self, config: Sessions, sources: Iterable[str]) -> None:
+        self._sources = [_read_source(part) for source in sources for part in PRESETS.get(source, (source,))]
+        self._partition = frozenset(_read_source(part)[0] for part in config.partition_by if part != "model")
         self._max_length = config.max_id_length
-        self.header_names = self._partition | set(self._sources)
+        self.by_model = "model" in config.partition_by
+        self.reads_bodies = any(path for _, path in self._sources)
+        self.header_names = self._partition | {name for name, path in self._sources if not path}
         secret = (config.secret or "").encode()
         self._digest = hashlib.blake2b(digest_size=16, key=hashlib.blake2b(secret).digest() if secret else b"")
 
-    def find_id(self, headers: dict[bytes, bytes]) -> bytes | None:
-        """Return the session's id, empty if what came can't be used; None if the request has none."""
-        for name in self._sources:
-            if name in headers:
-                session_id = headers[name].strip(b" \t")
-                if b"\n" in session_id and len(set(session_id.split(b"\n"))) == 1:  # the same one, sent twice
-                    session_id = session_id.partition(b"\n")[0]
-                if len(session_id) > self._max_length or session_id.translate(None, _CONTROLS) != session_id:
-                    return b""
-                return session_id
+    def find_id(self, headers: dict[bytes, bytes], members: Members | None = None) -> bytes | None:
+        """Return the session's id, empty if what came can't be used; None if the request has none.
+
+        *members* is None while the body has not been read: then the answer is None too if a source in it comes first.
+        """
+        for name, path in self._sources:
+            if not path:
+                if name in headers:
+                    return self._use(headers[name])
+            elif members is None:
+                return None
+            else:
+                found = find_string(members, path)
+                if found is not None:
+                    return self.use(found)
         return None
+
+    def use(self, session_id: str) -> bytes:
+        """Return an id that came as text, as it would come in a header; empty if it can't be used."""
+        return self._use(session_id.encode(errors="surrogateescape"))
+
+    def _use(self, session_id: bytes) -> bytes:
+        session_id = session_id.strip(b" \t")
+        if b"\n" in session_id and len(set(session_id.split(b"\n"))) == 1:  # the same one, sent twice
+            session_id = session_id.partition(b"\n")[0]
+        if len(session_id) > self._max_length or session_id.translate(None, _CONTROLS) != session_id:
+            return b""
+        return session_id
 
     def key(self, session_id: bytes, headers: dict[bytes, bytes], model: AskedModel) -> bytes:
         """Return the 16 bytes under which the session's pin is kept.
@@ -46,7 +78,7 @@ class SessionReader:
         They are a digest over the id and all parts of the partition. MessagePack writes each part with its type and its
         length, so that no two different lists of parts make the same bytes.
         """
-        parts: list[AskedModel] = [session_id, model if self._by_model else None]
+        parts: list[AskedModel] = [session_id, model if self.by_model else None]
         for name in headers:
             if name in self._partition:
                 parts += name, headers[name]
@@ -57,8 +89,9 @@ class SessionReader:
         return digest.digest()
 
 
-def _header_name(source: str) -> bytes:
-    return source.removeprefix("header:").lower().encode()
+def _read_source(source: str) -> tuple[bytes, tuple[str, ...]]:
+    kind, _, name = source.partition(":")
+    return (name.lower().encode(), ()) if kind == "header" else (b"", tuple(name.split(".")))
 
 
 def asked_model(members: Members) -> AskedModel:

@@ -8,8 +8,30 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from asgi_driver import JSON_TYPE, SESSION, SSE_TYPE, Answer, Gateway, Header, call, http_scope, read_body, respond
-from asgi_session_pin import Config, Decisions, Limits, MemoryStore, Pin, Routing, SessionPinMiddleware, Sessions
+from asgi_driver import (
+    JSON_TYPE,
+    SESSION,
+    SSE_TYPE,
+    Answer,
+    Gateway,
+    Header,
+    call,
+    http_scope,
+    read_body,
+    receive_from,
+    respond,
+)
+from asgi_session_pin import (
+    Config,
+    Decisions,
+    Limits,
+    MemoryStore,
+    Pin,
+    PinEvent,
+    Routing,
+    SessionPinMiddleware,
+    Sessions,
+)
 
 # Session ids
 
@@ -459,26 +481,23 @@ async def test_an_exception_of_the_app_comes_out_as_it_is_and_leaves_the_pin() -
     assert (await call(app, {"model": "auto"}, SESSION)).pin_status == "hit"
 
 
-async def test_a_client_that_leaves_while_it_sends_is_the_apps_affair() -> None:
+@pytest.mark.parametrize("pieces", [0, 1, 2])
+async def test_a_client_that_leaves_while_it_sends_is_the_apps_affair(pieces: int) -> None:
+    gone: Message = {"type": "http.disconnect"}
+    messages: list[Message] = [{"type": "http.request", "body": b'{"model":', "more_body": True}] * pieces
     received: list[Message] = []
+    events: list[PinEvent] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        received.extend([await receive(), await receive(), await receive()])
-
-    messages: list[Message] = [
-        {"type": "http.request", "body": b'{"model":', "more_body": True},
-        {"type": "http.disconnect"},
-    ]
-    left = iter([*messages, messages[-1]])
-
-    async def receive() -> Message:
-        return next(left)
+        received.extend([await receive() for _ in range(pieces + 2)])
 
     async def send(message: Message) -> None:
         raise AssertionError
 
-    await SessionPinMiddleware(app)(http_scope(SESSION, (b"x-session-model", b"forged")), receive, send)
-    assert received == [*messages, messages[-1]]
+    middleware = SessionPinMiddleware(app, listeners=[events.append])
+    await middleware(http_scope(SESSION, (b"x-session-model", b"forged")), receive_from(messages), send)
+    assert received == [*messages, gone, gone]
+    assert [event.reason for event in events] == ["client-disconnected"]
 
 
 async def test_an_exception_out_of_receive_comes_out_as_it_is() -> None:

@@ -98,3 +98,74 @@ async def test_a_secret_changes_every_key_and_may_be_of_any_length() -> None:
         await call(app, {"model": "auto"}, SESSION)
         keys.add(store.added[0][0])
     assert len(keys) == 3
+
+
+CLAUDE_CODE = {"user_id": '{"device_id":"c9","session_id":"11111111-2222"}', "session_id": "s1"}
+
+
+async def test_an_id_may_come_from_the_body() -> None:
+    gateway = Gateway("a", "b")
+    app = SessionPinMiddleware(gateway, config={"sessions": {"sources": ["body:metadata.session_id"]}})
+    answers = [await call(app, {"model": "auto", "metadata": CLAUDE_CODE}) for _ in range(2)]
+    assert [answer.pin_status for answer in answers] == ["miss", "hit"]
+    assert (await call(app, {"model": "auto", "metadata": {"session_id": "a\nb"}})).pin_status == (
+        "ignored; reason=invalid-session-id"
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"model": "auto"},
+        {"model": "auto", "metadata": {"session_id": None}},
+        {"model": "auto", "metadata": {"session_id": 5}},
+        {"model": "auto", "metadata": "x"},
+        b"not json",
+        b'{"model":"%s"}' % (b"x" * 2000),
+    ],
+)
+async def test_without_an_id_in_the_body_the_request_passes_untouched(content: object) -> None:
+    gateway = Gateway("a", "b")
+    config = {"sessions": {"sources": ["body:metadata.session_id"]}, "limits": {"max_request_bytes": 1000}}
+    app = SessionPinMiddleware(gateway, config=config)
+    bare = await call(Gateway("a"), content)
+    answer = await call(app, content, (b"x-session-model", b"forged"))
+    assert (answer.start["headers"], answer.body) == (bare.start["headers"], bare.body)
+    assert gateway.bodies[0] == (content if isinstance(content, bytes) else gateway.bodies[0])
+    assert (b"x-session-model", b"forged") not in gateway.scopes[0]["headers"]
+    assert (await call(app, content, (b"x-session-pin", b"off"))).pin_status is None
+
+
+async def test_header_and_body_sources_keep_their_order() -> None:
+    body = {"model": "auto", "user": "from-body"}
+    header = (b"x-session-id", b"from-header")
+    for sources, counts in ((["body:user", "header:x-session-id"], body), (["header:x-session-id", "body:user"], None)):
+        app = SessionPinMiddleware(Gateway("a", "b"), config={"sessions": {"sources": sources}})
+        await call(app, body, header)
+        second = await call(app, body) if counts else await call(app, {"model": "auto"}, header)
+        assert second.pin_status == "hit"
+        third = await call(app, {"model": "auto"}, header) if counts else await call(app, body)
+        assert third.pin_status == "miss"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"x-session-id",
+        b"x-claude-code-session-id",
+        b"session-id",
+        b"session_id",
+        b"x-session-affinity",
+        b"x-litellm-session-id",
+        b"agent-session-id",
+    ],
+)
+async def test_the_preset_knows_what_coding_agents_send(name: bytes) -> None:
+    app = SessionPinMiddleware(Gateway("a"), config={"sessions": {"sources": ["preset:coding-agents"]}})
+    statuses = [(await call(app, {"model": "auto"}, (name, b"ses_df97c4f8"))).pin_status for _ in range(2)]
+    assert statuses == ["miss", "hit"]
+
+
+async def test_the_preset_leaves_ids_that_change_with_each_request_alone() -> None:
+    app = SessionPinMiddleware(Gateway("a"), config={"sessions": {"sources": ["preset:coding-agents"]}})
+    assert (await call(app, {"model": "auto"}, (b"x-client-request-id", b"1"))).pin_status is None

@@ -1,0 +1,81 @@
+"""What the operator is told, once for each subject."""
+
+import os
+import sys
+from collections.abc import Hashable
+from itertools import pairwise
+from pathlib import Path
+
+from ._log import logger
+from .config import Config
+from .session import AskedModel
+
+_MAX_SUBJECTS = 100  # clients and upstreams choose names
+_MAX_SHOWN = 256
+_SERVERS = {"uvicorn", "gunicorn", "hypercorn", "granian", "fastapi"}
+
+
+class Warnings:
+    """Logs each warning once. Names come from outside, so they are shown escaped and cut."""
+
+    def __init__(self, config: Config) -> None:
+        self._sources = ", ".join(config.decisions.sources)
+        self._subjects: set[Hashable] = set()
+        self._has_router_models = bool(config.routing.router_models)
+
+    def unnamed(self) -> None:
+        """A response names no model."""
+        self._warn(
+            "unnamed",
+            "a response names no model where decisions.sources look for it (%s), so nothing is pinned",
+            self._sources,
+        )
+
+    def unusable(self, name: str) -> None:
+        """A response, or the app's own router, names something that can't be a decision."""
+        name = name[:_MAX_SHOWN]
+        message = "the model was named %r, which is no decision, so nothing is pinned; see decisions.sources"
+        self._warn(("unusable", name), message, name)
+
+    def hidden(self) -> None:
+        """LiteLLM answers under the name that was asked for, whatever it chose."""
+        self._warn(
+            "hidden",
+            "LiteLLM hides the model that it chose: the pin is the name that was asked for, which pins nothing; "
+            'add "header:x-litellm-model-name" to the front of decisions.sources, and decisions.aliases from its '
+            "values back to the names of your model groups",
+        )
+
+    def overridden(self, asked: AskedModel, model: str) -> None:
+        """A pin replaces another model that the client named, because a session has one model for all names."""
+        if isinstance(asked, str) and not self._has_router_models:
+            self._warn(
+                "overridden",
+                'sessions.partition_by lacks "model": the pin %r replaces the model %r that a client named; with the '
+                "router's own names in routing.router_models other models pass untouched",
+                model,
+                asked[:_MAX_SHOWN],
+            )
+
+    def workers(self) -> None:
+        """Several workers each have a table of their own, where that can be seen."""
+        if count_workers(sys.argv, os.environ.get("WEB_CONCURRENCY", "")) > 1:
+            self._warn(
+                "workers",
+                "store.url is memory:// and the server runs several workers: each one has its own pins, so a session "
+                "can get a model for each of them",
+            )
+
+    def _warn(self, subject: Hashable, message: str, *arguments: object) -> None:
+        if subject not in self._subjects and len(self._subjects) < _MAX_SUBJECTS:
+            self._subjects.add(subject)
+            logger.warning(message, *arguments)
+
+
+def count_workers(command: list[str], environment: str) -> int:
+    """Return how many workers a server's command line or the variable WEB_CONCURRENCY asks for."""
+    counts = [environment]
+    if command and Path(command[0]).name in _SERVERS:
+        words = " ".join(command[1:]).replace("=", " ").split()
+        counts += [value for option, value in pairwise(words) if option in ("--workers", "-w")]
+    return max([1, *(int(count) for count in counts if count.isdecimal())])

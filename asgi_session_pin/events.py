@@ -1,0 +1,28 @@
+"""What happened to one request, for whoever listens: metrics, tracing, audits."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class PinEvent:
+    """One request with a session, given to each of the middleware's `listeners` when the app is done with it.
+
+    - `status`: `hit`, `miss`, `off` or `ignored`, as in the header `X-Session-Pin-Status`.
+    - `reason`: why it was ignored, also `client-disconnected` (while it sent its body), or `store-unavailable`; None
+      otherwise.
+    - `endpoint`: the pattern of the configured endpoint: a bounded set, unlike the path.
+    - `model`: the model that the session is pinned to, as far as it is known: text that an upstream chose.
+    - `key`: the digest under which the pin is kept, in hex; None where it was not made. Never the session's id.
+    - `store_seconds`: how long the pin store took, over all calls.
+    """
+
+    status: str
+    reason: str | None
+    endpoint: str
+    model: str | None
+    key: str | None
+    store_seconds: float
+
+
+Listener = Callable[[PinEvent], None]
