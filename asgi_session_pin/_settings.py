@@ -77,7 +77,7 @@ class _Reader:
         name_kind, target_kind = typing.get_args(kind)
         aliases: dict[str, str] = {}
         for key, item in value.items():
-            name = self.read(name_kind, str(key) if isinstance(key, Template) else key, _join(path, key))
+            name = self.read(name_kind, key, _join(path, key))
             target = self.read(target_kind, item, _join(path, key))
             if isinstance(name, str) and isinstance(target, str):
                 if target.count("*") > name.count("*"):

@@ -38,6 +38,23 @@ def load_yaml(text: bytes) -> Any:
         raise YAMLFault(f"not valid YAML: {error}") from None
 
 
+def dump_yaml(value: Any) -> str:
+    """Return *value* as YAML text that `load_yaml` reads as the same value."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+class _Dumper(yaml.SafeDumper):
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", text.replace("$", "$$"))
+
+    def represent_number(self, number: float) -> yaml.ScalarNode:
+        return self.represent_int(int(number)) if number.is_integer() else super().represent_float(number)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+_Dumper.add_representer(float, _Dumper.represent_number)
+
+
 class Template(str):
     """A scalar with a `$` in it. A plain one (without quotes) becomes what YAML makes of the text filled in."""
 

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from ._settings import SECRETS, read_settings
-from ._yaml import YAMLFault, load_yaml
+from ._yaml import YAMLFault, dump_yaml, load_yaml
 
 _MAX_SECONDS = 1_000_000_000  # thirty years: whatever is longer is a mistake
 _HEADER = r"header:[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -184,6 +184,12 @@ class Config(_Section, frozen=True):
         if config is None:
             raise ConfigError(name, faults)
         return config
+
+    def to_yaml(self) -> str:
+        """Return the settings as YAML, of which `load` makes the same again, but for secrets, which are masked."""
+        values = msgspec.to_builtins(self, builtin_types=())
+        values["sessions"]["secret"] = None if self.sessions.secret is None else "***"
+        return dump_yaml(values)
 
 
 def _read_file(path: str) -> Any:

@@ -4,10 +4,11 @@ import io
 import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from asgi_session_pin import __version__
+from asgi_session_pin import Config, __version__
 from asgi_session_pin.cli import main
 
 
@@ -57,3 +58,73 @@ def test_a_broken_pipe_ends_quietly(monkeypatch: pytest.MonkeyPatch, tmp_path: o
         monkeypatch.setattr("asgi_session_pin.cli.run_demo", broken)
         monkeypatch.setattr(sys, "stdout", output)
         assert main(["demo"]) == 1
+
+
+SETTINGS = {
+    "routing": {"session_ttl_seconds": 0.5, "session_max_age_seconds": 3600, "router_models": ["auto"]},
+    "decisions": {"aliases": {"$a-*": "b/$*", "null": "true", "ü": "1e3"}},
+    "endpoints": [{"path": "/x: #y"}],
+    "response_headers": False,
+}
+
+
+def test_check_prints_the_settings_in_force_as_the_same_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "session_pin.yaml"
+    path.write_text(Config.load(SETTINGS).to_yaml())
+    assert main(["check", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert printed == path.read_text()
+    assert "session_max_age_seconds: 3600\n" in printed
+    assert Config.load(path) == Config.load(SETTINGS)
+
+
+def test_check_masks_secrets(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIN_SECRET", "hunter2")
+    path = tmp_path / "session_pin.yaml"
+    path.write_text("sessions:\n  secret: ${PIN_SECRET}\n")
+    assert main(["check", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "secret: '***'" in printed
+    assert "hunter2" not in printed
+
+
+BAD_FILES = {
+    "faults": b"routing: {session_ttl_seconds: soon}\nstores: {}\n",
+    "python tag": b"a: !!python/object/apply:os.system [true]\n",
+    "YAML bomb": b"a: &a [x,x,x,x,x,x,x,x,x,x]\n"
+    + b"".join(b"%c: &%c [%s]\n" % (n + 1, n + 1, b",".join([b"*%c" % n] * 10)) for n in range(97, 107)),
+    "nesting": b"[" * 100_000,
+    "binary": bytes(range(256)),
+    "size": b"#" * 2_000_000,
+    "list": b"- 1\n",
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_check_tells_what_is_wrong_with_any_file_and_exits_1(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(BAD_FILES[kind])
+    assert main(["check", str(path)]) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith(f"{path}: ")
+    assert len(output.err) < 1000
+    if kind == "faults":
+        assert output.err.splitlines()[1:] == [
+            "  stores: unknown key, did you mean 'store'?",
+            "  routing.session_ttl_seconds: found 'soon', expected a number of seconds above 0",
+        ]
+
+
+def test_check_of_a_file_that_is_not_there_has_no_traceback(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing.yaml", tmp_path):
+        finished = run("check", str(path))
+        assert finished.returncode == 1
+        assert finished.stderr.decode().splitlines()[0] == f"{path}: 1 fault"
+        assert b"Traceback" not in finished.stderr
