@@ -1,6 +1,9 @@
 """The examples, served by uvicorn and driven by the real OpenAI SDK."""
 
 import importlib.util
+import re
+import subprocess
+import sys
 import types
 import uuid
 from collections.abc import Iterator
@@ -102,3 +105,14 @@ def test_an_answers_bytes_are_those_without_the_middleware(example: types.Module
             assert len(expected.content) > 200
             same = [header for header in answer.headers.raw if not header[0].startswith((b"x-session-", b"date"))]
             assert same == [header for header in expected.headers.raw if header[0] != b"date"]
+
+
+def test_the_research_agent_keeps_its_model_with_a_session_and_changes_it_without(client: OpenAI) -> None:
+    script = FASTAPI_PROXY.with_name("research_agent.py")
+    command = [sys.executable, str(script), str(client.base_url)]
+    lines = subprocess.run(command, capture_output=True, check=True, text=True).stdout.splitlines()
+    assert lines[0] == "without X-Session-Id"
+    assert re.fullmatch(r"X-Session-Id: [0-9a-f-]{36}", lines[7])
+    turns = [f"  {kind}, turn {turn}: " for kind in ("plain", "streamed") for turn in (1, 2, 3)]
+    assert lines[1:7] == [turn + model for turn, model in zip(turns, [CLAUDE, GPT, CLAUDE] * 2, strict=True)]
+    assert lines[8:] == [turn + CLAUDE for turn in turns]
