@@ -1,6 +1,6 @@
 """Header lists as ASGI has them: pairs of bytes, where names may repeat and may, against the spec, hold capitals."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -35,7 +35,7 @@ class HeaderPicker:
         return picked
 
 
-def without(headers: Headers, names: Iterable[bytes]) -> Headers:
+def without(headers: Headers, names: Set[bytes]) -> Headers:
     """Return a copy of *headers* that lacks *names* (lower case)."""
     return [header for header in headers if header[0].lower() not in names]
 

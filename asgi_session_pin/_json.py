@@ -13,7 +13,8 @@ import msgspec
 
 Members = dict[str, msgspec.Raw]
 
-# The scanner builds Python objects to find out where a value ends, up to 26 times the text's size.
+# The scanner builds Python objects to find out where a value ends, up to 26 times the text's size; so does a look into
+# an array.
 MAX_SCANNED_BYTES = 1_048_576
 
 NULL = msgspec.Raw(b"null")
@@ -60,8 +61,9 @@ def find_string(members: Members, path: tuple[str, ...]) -> str | None:
 
 def _step(value: msgspec.Raw, segment: str) -> msgspec.Raw | None:
     try:
-        if segment.isdecimal() and memoryview(value)[:1].tobytes() == b"[":
-            return _decode_items(value)[int(segment)]
+        text = memoryview(value)
+        if segment.isdecimal() and text[:1].tobytes() == b"[":
+            return _decode_items(value)[int(segment)] if len(text) <= MAX_SCANNED_BYTES else None
         return decode_members(bytes(value)).get(segment)
     except (ValueError, IndexError, RecursionError):
         return None

@@ -48,13 +48,16 @@ class _Reader:
             return self._unexpected(path, value, expected(kind))
 
     def _read_struct(self, kind: type[msgspec.Struct], value: Any, path: str) -> Any:
-        value = {} if value is None else value  # a section whose every line is commented out
+        if value is None:  # a section whose every line is commented out
+            value = {}
+        if isinstance(value, kind):
+            value = msgspec.structs.asdict(value)
         if not isinstance(value, Mapping):
-            return self._unexpected(path, value, "a mapping")
+            return self._fault(path, f"found {_kind(value)}, expected a mapping")
         fields = {field.name: field for field in msgspec.structs.fields(kind)}
         for key in value:
             if key not in fields:
-                similar = difflib.get_close_matches(str(key), fields, 1)
+                similar = difflib.get_close_matches(_text(key), fields, 1)
                 hint = f"did you mean {similar[0]!r}?" if similar else f"expected one of {', '.join(fields)}"
                 self._fault(_join(path, key), f"unknown key, {hint}")
         read: dict[str, Any] = {}
@@ -77,7 +80,7 @@ class _Reader:
         name_kind, target_kind = typing.get_args(kind)
         aliases: dict[str, str] = {}
         for key, item in value.items():
-            name = self.read(name_kind, key, _join(path, key))
+            name = self.read(name_kind, key, path)
             target = self.read(target_kind, item, _join(path, key))
             if isinstance(name, str) and isinstance(target, str):
                 if target.count("*") > name.count("*"):
@@ -86,10 +89,11 @@ class _Reader:
         return aliases
 
     def _unexpected(self, path: str, value: Any, wanted: str) -> None:
-        found = f"a value of type {type(value).__name__}"
-        if path in self._templates:  # what the environment holds may be a secret
-            found = f"{str(self._templates[path])!r}, filled in as {found}"
-        elif path.rpartition(".")[2] not in SECRETS:
+        if path.rpartition(".")[2] in SECRETS:
+            found = _kind(value)
+        elif path in self._templates:  # what the environment holds may be a secret
+            found = f"{str(self._templates[path])!r}, filled in as {_kind(value)}"
+        else:
             found = _shown(value)
         self._fault(path, f"found {found}, expected {wanted}")
 
@@ -109,15 +113,27 @@ def expected(kind: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "a mapping"
-    if isinstance(value, list | tuple):
-        return "a list"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    text = repr(value)
+    if isinstance(value, Mapping | list | tuple):
+        return _kind(value)
+    text = repr(value) if isinstance(value, str) else _text(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def _kind(value: Any) -> str:
+    kinds = {str: "text", bool: "true or false", int: "a number", float: "a number", type(None): "nothing"}
+    if isinstance(value, Mapping):
+        return "a mapping"
+    return "a list" if isinstance(value, list | tuple) else kinds.get(type(value), f"a {type(value).__name__}")
+
+
+def _text(value: object) -> str:
+    try:
+        return str(value)
+    except ValueError:  # Python writes no int of over 4,300 digits
+        return "a number of too many digits"
+
+
 def _join(path: str, key: object) -> str:
-    return f"{path}.{key}" if path else str(key)
+    return f"{path}.{_text(key)}" if path else _text(key)

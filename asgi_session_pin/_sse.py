@@ -20,7 +20,9 @@ class EventDecoder:
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Return the data of each event that *chunk* completes; an event without data is none."""
-        if self._after_cr and chunk:
+        if not chunk:
+            return []
+        if self._after_cr:
             self._after_cr = False
             if chunk.startswith(b"\n"):  # the other half of a CRLF that was cut in two
                 chunk = chunk[1:]

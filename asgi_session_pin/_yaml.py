@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import yaml
+from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
+from yaml.parser import ParserError
+from yaml.scanner import ScannerError
 
-MAX_BYTES = 1_048_576
+MAX_BYTES = 262_144  # PyYAML needs seconds for a megabyte of the wrong kind
 MAX_VALUES = 100_000  # after every alias is written out
 
 
@@ -18,7 +22,7 @@ class YAMLFault(ValueError):
 def load_yaml(text: bytes) -> Any:
     """Return what *text* holds; scalars with a `$` come as `Template`. Raises YAMLFault."""
     if len(text) > MAX_BYTES:
-        raise YAMLFault(f"found {len(text):,} bytes, expected at most {MAX_BYTES:,}")
+        raise YAMLFault(f"found more than {MAX_BYTES:,} bytes, which no settings need")
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -26,21 +30,31 @@ def load_yaml(text: bytes) -> Any:
             return None
         _check(node, {})
         return loader.construct_document(node)
-    except yaml.MarkedYAMLError as error:
-        raise YAMLFault(f"{_line(error.problem_mark)}not valid YAML: {error.problem}") from None
-    except yaml.YAMLError:
-        raise YAMLFault("not valid YAML: it holds bytes or characters that YAML does not allow") from None
-    except RecursionError:
-        raise YAMLFault("nested too deep") from None
     except YAMLFault:
         raise
-    except ValueError as error:  # a date such as 2024-99-99
-        raise YAMLFault(f"not valid YAML: {error}") from None
+    except RecursionError:
+        raise YAMLFault("nested too deep") from None
+    except (ScannerError, ParserError) as error:
+        raise YAMLFault(f"{_line(error.problem_mark)}not valid YAML: {_problem(error)}") from None
+    except ComposerError as error:
+        raise YAMLFault(f"{_line(error.problem_mark)}an alias or an anchor that is not there or there twice") from None
+    except ConstructorError as error:
+        raise YAMLFault(f"{_line(error.problem_mark)}a value or a tag that has no place in settings") from None
+    except yaml.YAMLError:
+        raise YAMLFault("not valid YAML: it holds bytes or characters that YAML does not allow") from None
+    except Exception:  # PyYAML lets out whatever int(), float() and date() raise
+        raise YAMLFault("not valid YAML: a number, a date or a tagged value that is none") from None
+
+
+def _problem(error: yaml.MarkedYAMLError) -> str:
+    """Return what is wrong, without words of the file: it quotes tags, which may be a secret without quotes."""
+    problem = str(error.problem)
+    return "a tag that is not known" if "tag" in problem else problem
 
 
 def dump_yaml(value: Any) -> str:
     """Return *value* as YAML text that `load_yaml` reads as the same value."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=120)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -79,7 +93,9 @@ def _fill(found: re.Match[str], environment: Mapping[str, str]) -> str:
     name, default = parts.groups()
     value = environment.get(name)
     if default is not None:
-        return value or default  # as in a shell, an empty variable takes the default too
+        if "${" in default:
+            raise YAMLFault(f"the default of ${{{name}:-...}} holds another variable, which is not filled in")
+        return value or default.replace("$$", "$")  # as in a shell, an empty variable takes the default too
     if value is None:
         raise YAMLFault(f"the environment variable {name} is not set")
     return value
@@ -90,7 +106,7 @@ def _scalar(text: str) -> Any:
     node = yaml.ScalarNode(loader.resolve(yaml.ScalarNode, text, (True, False)), text)
     try:
         return loader.construct_object(node)
-    except ValueError:  # looks like a date or a number and is none
+    except Exception:  # it looks like something else (a date, a number, a merge key) and is none
         return text
 
 

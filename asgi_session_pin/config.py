@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from ._settings import SECRETS, read_settings
-from ._yaml import YAMLFault, dump_yaml, load_yaml
+from ._yaml import MAX_BYTES, YAMLFault, dump_yaml, load_yaml
 
 _MAX_SECONDS = 1_000_000_000  # thirty years: whatever is longer is a mistake
 _HEADER = r"header:[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _BODY = r"body:[^.\s]+(\.[^.\s]+)*"
 
 Seconds = Annotated[float, Meta(gt=0, le=_MAX_SECONDS, description="a number of seconds above 0")]
-Count = Annotated[int, Meta(ge=1, description="a whole number of at least 1")]
-Bytes = Annotated[int, Meta(ge=1, description="a number of bytes of at least 1")]
+Count = Annotated[int, Meta(ge=1, le=10**9, description="a whole number from 1 to 1,000,000,000")]
+Bytes = Annotated[int, Meta(ge=1, le=10**12, description="a whole number of bytes from 1 to 1,000,000,000,000")]
 Name = Annotated[str, Meta(min_length=1, description="a name or a pattern with *")]
 SessionSource = Annotated[
     str,
     Meta(
-        pattern=f"^({_HEADER}|{_BODY}|preset:coding-agents)$",
+        pattern=f"^({_HEADER}|{_BODY}|preset:coding-agents)\\Z",
         description='"header:NAME", "body:PATH.TO.ID" or "preset:coding-agents"',
     ),
 ]
-PartitionPart = Annotated[str, Meta(pattern=f"^({_HEADER}|model)$", description='"header:NAME" or "model"')]
+PartitionPart = Annotated[str, Meta(pattern=f"^({_HEADER}|model)\\Z", description='"header:NAME" or "model"')]
 DecisionSource = Annotated[
-    str, Meta(pattern=f"^({_HEADER}|{_BODY})$", description='"header:NAME" or "body:PATH.TO.NAME"')
+    str, Meta(pattern=f"^({_HEADER}|{_BODY})\\Z", description='"header:NAME" or "body:PATH.TO.NAME"')
 ]
 PathPattern = Annotated[str, Meta(pattern=r"^[/*]", description='a path pattern that starts with "/" or "*"')]
 
@@ -49,8 +48,10 @@ class ConfigError(ValueError):
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def __repr__(self) -> str:
-        values = ((name, "***" if name in SECRETS else repr(getattr(self, name))) for name in self.__struct_fields__)
-        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in values)})"
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [(name, "***" if name in SECRETS else getattr(self, name)) for name in self.__struct_fields__]
 
 
 class Routing(_Section, frozen=True):
@@ -77,7 +78,7 @@ class Sessions(_Section, frozen=True):
     - `sources`: where the session's id comes from, the first that is present counts: a header, a string in the JSON
       body (which is read for it), or the headers that coding agents send by themselves.
     - `partition_by`: parts of the key beside the id; all that are present count.
-    - `max_id_length`: longer ids are not used, in characters.
+    - `max_id_length`: longer ids are not used, in bytes.
     - `secret`: keys the digest of ids, so that whoever can read a shared store can't test guessed ids against it.
     """
 
@@ -129,7 +130,7 @@ class Store(_Section, frozen=True):
     - `url`: `memory://`, this process's own table.
     """
 
-    url: Annotated[str, Meta(pattern=r"^memory://$", description='"memory://"')] = "memory://"
+    url: Annotated[str, Meta(pattern=r"^memory://\Z", description='"memory://"')] = "memory://"
 
 
 class Limits(_Section, frozen=True):
@@ -179,7 +180,7 @@ class Config(_Section, frozen=True):
             name = os.fspath(source)
             value = _read_file(name)
         else:
-            value = msgspec.to_builtins(source) if isinstance(source, Config) else source
+            value = source
         config, faults = read_settings(cls, value)
         if config is None:
             raise ConfigError(name, faults)
@@ -194,8 +195,11 @@ class Config(_Section, frozen=True):
 
 def _read_file(path: str) -> Any:
     try:
-        return load_yaml(Path(path).read_bytes())
+        with open(path, "rb") as file:
+            return load_yaml(file.read(MAX_BYTES + 1))
     except OSError as error:
         raise ConfigError(path, [f"can't be read: {error.strerror}"]) from None
     except YAMLFault as fault:
         raise ConfigError(path, [str(fault)]) from None
+    except ValueError:
+        raise ConfigError(repr(path), ["can't be read: a path can't hold these characters"]) from None

@@ -40,7 +40,7 @@ class SessionReader:
         self.by_model = "model" in config.partition_by
         self.reads_bodies = any(path for _, path in self._sources)
         self.header_names = self._partition | {name for name, path in self._sources if not path}
-        secret = (config.secret or "").encode()
+        secret = (config.secret or "").encode(errors="surrogatepass")
         self._digest = hashlib.blake2b(digest_size=16, key=hashlib.blake2b(secret).digest() if secret else b"")
 
     def find_id(self, headers: dict[bytes, bytes], members: Members | None = None) -> bytes | None:
@@ -51,7 +51,10 @@ class SessionReader:
         for name, path in self._sources:
             if not path:
                 if name in headers:
-                    return self._use(headers[name])
+                    value = headers[name].strip(b" \t")
+                    if b"\n" in value and len(set(value.split(b"\n"))) == 1:  # the same one, sent twice
+                        value = value.partition(b"\n")[0]
+                    return self._use(value)
             elif members is None:
                 return None
             else:
@@ -62,12 +65,12 @@ class SessionReader:
 
     def use(self, session_id: str) -> bytes:
         """Return an id that came as text, as it would come in a header; empty if it can't be used."""
-        return self._use(session_id.encode(errors="surrogateescape"))
+        try:
+            return self._use(session_id.encode(errors="surrogateescape").strip(b" \t"))
+        except UnicodeEncodeError:
+            return b""
 
     def _use(self, session_id: bytes) -> bytes:
-        session_id = session_id.strip(b" \t")
-        if b"\n" in session_id and len(set(session_id.split(b"\n"))) == 1:  # the same one, sent twice
-            session_id = session_id.partition(b"\n")[0]
         if len(session_id) > self._max_length or session_id.translate(None, _CONTROLS) != session_id:
             return b""
         return session_id
