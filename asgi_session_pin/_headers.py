@@ -1,12 +1,32 @@
 """Header lists as ASGI has them: pairs of bytes, where names may repeat and may, against the spec, hold capitals."""
 
 from collections.abc import Iterable, Set
+from operator import itemgetter
 
 Headers = list[tuple[bytes, bytes]]
 
-# Clients choose names: the memory of those that are not wanted is bounded in entries and in bytes.
+# Clients choose names: the memory of them is bounded in entries and in bytes.
 _MAX_REMEMBERED = 1024
 _MAX_NAME = 64
+
+_name = itemgetter(0)
+
+
+class NameMemory:
+    """Remembers names of headers, as they came, of which something is known."""
+
+    def __init__(self) -> None:
+        self.names: set[bytes] = set()
+
+    def learn(self, headers: Headers) -> None:
+        """Remember the names of *headers*, as far as there is room."""
+        for name, _ in headers:
+            if len(self.names) < _MAX_REMEMBERED and len(name) <= _MAX_NAME:
+                self.names.add(name)
+
+    def superset_of(self, headers: Headers) -> bool:
+        """Tell whether all names of *headers* are remembered, at C speed."""
+        return self.names.issuperset(map(_name, headers))
 
 
 class HeaderPicker:
@@ -35,14 +55,9 @@ class HeaderPicker:
         return picked
 
 
-def without(headers: Headers, names: Set[bytes]) -> Headers:
+def without(headers: Iterable[tuple[bytes, bytes]], names: Set[bytes]) -> Headers:
     """Return a copy of *headers* that lacks *names* (lower case)."""
     return [header for header in headers if header[0].lower() not in names]
-
-
-def header_list(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
-    """Return *headers* as the list that ASGI asks for, the same object if it is one: servers also give iterators."""
-    return headers if type(headers) is list else list(headers)
 
 
 def content_length(headers: dict[bytes, bytes]) -> int | None:

@@ -1,6 +1,7 @@
 """Plain values (of a YAML file or a dict) into msgspec structs, with every fault named by its dotted path."""
 
 import difflib
+import re
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ StructT = TypeVar("StructT", bound=msgspec.Struct)
 
 # What stands under these names is never shown.
 SECRETS = frozenset({"secret", "url"})
+MAX_SHOWN = 80
 
 
 def read_settings(kind: type[StructT], value: Any) -> tuple[StructT | None, list[str]]:
@@ -57,7 +59,7 @@ class _Reader:
         fields = {field.name: field for field in msgspec.structs.fields(kind)}
         for key in value:
             if key not in fields:
-                similar = difflib.get_close_matches(_text(key), fields, 1)
+                similar = difflib.get_close_matches(_key(key), fields, 1)
                 hint = f"did you mean {similar[0]!r}?" if similar else f"expected one of {', '.join(fields)}"
                 self._fault(_join(path, key), f"unknown key, {hint}")
         read: dict[str, Any] = {}
@@ -81,10 +83,11 @@ class _Reader:
         aliases: dict[str, str] = {}
         for key, item in value.items():
             name = self.read(name_kind, key, path)
+            self._templates.pop(path, None)  # it was the name's
             target = self.read(target_kind, item, _join(path, key))
             if isinstance(name, str) and isinstance(target, str):
                 if target.count("*") > name.count("*"):
-                    self._unexpected(_join(path, key), target, f"no more * than in {name!r}")
+                    self._unexpected(_join(path, key), target, "no more * than in the name")
                 aliases[name] = target
         return aliases
 
@@ -92,7 +95,7 @@ class _Reader:
         if path.rpartition(".")[2] in SECRETS:
             found = _kind(value)
         elif path in self._templates:  # what the environment holds may be a secret
-            found = f"{str(self._templates[path])!r}, filled in as {_kind(value)}"
+            found = f"{_shown(str(self._templates[path]))}, filled in as {_kind(value)}"
         else:
             found = _shown(value)
         self._fault(path, f"found {found}, expected {wanted}")
@@ -117,8 +120,11 @@ def _shown(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, Mapping | list | tuple):
         return _kind(value)
-    text = repr(value) if isinstance(value, str) else _text(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    try:
+        text = repr(value) if isinstance(value, str) else str(value)
+    except ValueError:  # Python writes no int of over 4,300 digits
+        return "a number of too many digits"
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
 
 
 def _kind(value: Any) -> str:
@@ -128,12 +134,12 @@ def _kind(value: Any) -> str:
     return "a list" if isinstance(value, list | tuple) else kinds.get(type(value), f"a {type(value).__name__}")
 
 
-def _text(value: object) -> str:
-    try:
-        return str(value)
-    except ValueError:  # Python writes no int of over 4,300 digits
-        return "a number of too many digits"
+def _key(key: object) -> str:
+    """Return a key as it is shown: where a space was forgotten (`secret:xyz`), it can hold a secret."""
+    if isinstance(key, str) and re.fullmatch(r"[\w.*/@${}-]{1,80}", key):
+        return key
+    return str(key) if isinstance(key, int) and abs(key) < 1_000_000 else "?"
 
 
 def _join(path: str, key: object) -> str:
-    return f"{path}.{_text(key)}" if path else _text(key)
+    return f"{path}.{_key(key)}" if path else _key(key)

@@ -37,7 +37,9 @@ def load_yaml(text: bytes) -> Any:
     except (ScannerError, ParserError) as error:
         raise YAMLFault(f"{_line(error.problem_mark)}not valid YAML: {_problem(error)}") from None
     except ComposerError as error:
-        raise YAMLFault(f"{_line(error.problem_mark)}an alias or an anchor that is not there or there twice") from None
+        second = "document" in str(error.problem)
+        problem = "a second document" if second else "an alias or an anchor that is not there or there twice"
+        raise YAMLFault(f"{_line(error.problem_mark)}{problem}") from None
     except ConstructorError as error:
         raise YAMLFault(f"{_line(error.problem_mark)}a value or a tag that has no place in settings") from None
     except yaml.YAMLError:
@@ -137,6 +139,8 @@ def _check(node: yaml.Node, sizes: dict[int, int]) -> int:
         size += sum(_check(key, sizes) + _check(value, sizes) for key, value in node.value)
     elif isinstance(node, yaml.SequenceNode):
         size += sum(_check(item, sizes) for item in node.value)
+    else:
+        size += len(node.value) // 64  # a long text that aliases repeat is not for free either
     if size > MAX_VALUES:
         raise YAMLFault(f"{_line(node.start_mark)}its aliases expand to more than {MAX_VALUES:,} values")
     sizes[id(node)] = size
@@ -148,7 +152,7 @@ def _check_keys(node: yaml.MappingNode) -> None:
     for key, _ in node.value:
         if isinstance(key, yaml.ScalarNode):
             if key.value in seen:
-                raise YAMLFault(f"{_line(key.start_mark)}the key {key.value!r} stands there a second time")
+                raise YAMLFault(f"{_line(key.start_mark)}a key stands there a second time")
             seen.add(key.value)
 
 

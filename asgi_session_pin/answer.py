@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
+import msgspec
 from starlette.types import Message, Send
 
-from ._headers import HeaderPicker, header_list, without
+from ._headers import HeaderPicker, Headers, without
 from .response import RESPONSE_HEADERS, ResponseReader
 
 if TYPE_CHECKING:
@@ -16,57 +17,63 @@ if TYPE_CHECKING:
 _ours = HeaderPicker(RESPONSE_HEADERS)
 
 
-class Answer:
+class Answer(msgspec.Struct):
     """Stands between the app's `send` and the server's.
 
     `send` is a plain function that gives an awaitable: once there is nothing more to do, a message costs one check.
     """
 
-    _reader: ResponseReader | None = None
-    _settled = False
-
-    def __init__(self, exchange: Exchange, send: Send) -> None:
-        self._exchange = exchange
-        self._send = send
+    exchange: Exchange
+    server_send: Send
+    reader: ResponseReader | None = None
+    settled: bool = False
 
     def send(self, message: Message) -> Awaitable[None]:
         """The app's `send`."""
-        if self._settled:
-            return self._send(message)
+        if self.settled:
+            return self.server_send(message)
         if message["type"] == "http.response.start":
             return self._start(message)
-        reader = self._reader
+        reader = self.reader
         if reader is not None and message["type"] == "http.response.body":
             reader.feed(message.get("body", b""), message.get("more_body", False))
-            if reader.finished or self._exchange.is_stated:
+            if reader.finished or self.exchange.is_stated:
                 return self._settle(reader, message)
-        return self._send(message)
+        return self.server_send(message)
 
     def _start(self, message: Message) -> Awaitable[None]:
-        exchange = self._exchange
-        headers = header_list(message.get("headers", ()))
+        exchange = self.exchange
+        headers: Headers = message.get("headers", [])
+        if type(headers) is not list:
+            headers = list(headers)
         if exchange.learns and 200 <= message["status"] < 300:
             rules = exchange.pinning.rules
             picked = rules.headers.pick(headers)
-            self._reader = reader = ResponseReader(rules, picked, exchange.asked, whole=exchange.decides)
+            self.reader = reader = rules.open_reader(picked, exchange.asked, exchange.decides)
             if reader.finished or exchange.is_stated:
                 return self._settle(reader, {**message, "headers": headers})
         else:
-            self._settled = True
+            self.settled = True
             picked = _ours.pick(headers)
         if exchange.pinning.tells:
             if picked and not RESPONSE_HEADERS.isdisjoint(picked):
                 headers = without(headers, RESPONSE_HEADERS)
             message = {**message, "headers": headers + exchange.response_headers()}
-        return self._send(message)
+        return self.server_send(message)
 
     async def _settle(self, reader: ResponseReader, message: Message) -> None:
         """Record the decision before the message that reveals it goes on."""
-        self._reader = None
-        await self._exchange.record(reader)
+        exchange = self.exchange
+        exchange.learns = False
+        decided = exchange.decide(reader)
+        if decided is not None:
+            try:
+                asking = exchange.pinning.table.record(exchange.key, *decided)
+                pin = await (exchange.timed(asking) if exchange.pinning.listeners else asking)
+                exchange.model = pin.model if pin else None
+            except Exception:
+                exchange.store_failed()
         if message["type"] == "http.response.start":
-            self._exchange.learns = False
-            await self._start(message)
-        else:
-            self._settled = True
-            await self._send(message)
+            return await self._start(message)
+        self.settled = True
+        return await self.server_send(message)

@@ -16,7 +16,9 @@ _MAX_SECONDS = 1_000_000_000  # thirty years: whatever is longer is a mistake
 _HEADER = r"header:[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _BODY = r"body:[^.\s]+(\.[^.\s]+)*"
 
-Seconds = Annotated[float, Meta(gt=0, le=_MAX_SECONDS, description="a number of seconds above 0")]
+Seconds = Annotated[
+    float, Meta(gt=0, le=_MAX_SECONDS, description="a number of seconds above 0, at most 1,000,000,000")
+]
 Count = Annotated[int, Meta(ge=1, le=10**9, description="a whole number from 1 to 1,000,000,000")]
 Bytes = Annotated[int, Meta(ge=1, le=10**12, description="a whole number of bytes from 1 to 1,000,000,000,000")]
 Name = Annotated[str, Meta(min_length=1, description="a name or a pattern with *")]

@@ -5,7 +5,7 @@ import secrets
 
 from starlette.types import Message, Send
 
-from ._headers import HeaderPicker, Headers, content_length, header_list, is_identity, without
+from ._headers import HeaderPicker, Headers, content_length, is_identity, without
 from ._json import Members, decode_members, encode_json
 from .pins import Pin
 from .request import SIGNATURE_HEADERS
@@ -99,6 +99,6 @@ class DecisionEditor:
             return held
         ours = {"session_id": self._session_id.decode(errors="replace"), "pinned": False}
         content = encode_json({**members, **{name: value for name, value in ours.items() if name not in members}})
-        headers = without(header_list(start.get("headers", ())), {b"content-length"})
+        headers = without(start.get("headers", ()), {b"content-length"})
         start = {**start, "headers": [*headers, (b"content-length", b"%d" % len(content))]}
         return [start, {"type": "http.response.body", "body": content, "more_body": False}]

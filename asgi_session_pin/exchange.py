@@ -3,11 +3,12 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ._headers import Headers, without
+from ._headers import Headers
 from ._json import Members, decode_members, put_model
 from ._log import logger
 from ._warnings import Warnings
@@ -16,7 +17,7 @@ from .config import Config, Endpoint
 from .decision import DecisionEditor, ask_for_identity, remember, remember_route, reply
 from .events import Listener, PinEvent
 from .pins import Pin, PinTable
-from .request import CONTROL_HEADERS, PINNED, RequestBody, pinned_headers, why_unreadable
+from .request import PINNED, RequestBody, pinned_headers, why_unreadable
 from .response import MAX_NAME, DecisionRules, ResponseReader
 from .session import AskedModel, SessionReader, asked_model
 
@@ -39,7 +40,7 @@ class Pinning:
     config: Config
     sessions: SessionReader
     rules: DecisionRules
-    is_routed: Callable[[AskedModel], bool]
+    is_routed: Callable[[AskedModel], bool] | None  # None: the router decides for any model
     table: PinTable
     warn: Warnings
     listeners: tuple[Listener, ...]
@@ -47,42 +48,28 @@ class Pinning:
     tells: bool  # whether responses get our headers
 
 
-class Exchange:
+class Exchange(msgspec.Struct):
     """One request on one of our endpoints, with a session as far as its headers tell."""
 
-    status = b"miss"
+    pinning: Pinning
+    endpoint: Endpoint
+    scope: Scope
+    server_receive: Receive
+    server_send: Send
+    headers: Headers  # for the app
+    picked: dict[bytes, bytes]
+    unusual: bool
+    session_id: bytes | None
+    decides: bool
+    status: bytes = b"miss"
     reason: bytes | None = None
-    key = b""  # empty until the request is known to be one that is pinned
+    key: bytes = b""  # empty until the request is known to be one that is pinned
     asked: str | None = None  # the model's name in the request, where it is one
-    learns = False  # whether the response is looked at for a decision
+    learns: bool = False  # whether the response is looked at for a decision
     stated: Stated | None = None
+    is_stated: bool = False  # and the response has nothing to add to it
     model: str | None = None  # the pinned one
-    _pinned = NOT_PINNED
-    _model_header: Headers = []  # noqa: RUF012 - read only: replaced, never changed
-    _store_seconds = 0.0
-
-    def __init__(
-        self,
-        pinning: Pinning,
-        endpoint: Endpoint,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-        headers: Headers,
-        picked: dict[bytes, bytes],
-        unusual: bool,
-        session_id: bytes | None,
-    ) -> None:
-        self.pinning = pinning
-        self.decides = endpoint.kind == "decision"
-        self.session_id = session_id
-        self._endpoint = endpoint
-        self._scope = scope
-        self._receive = receive
-        self._send = send
-        self._headers = without(headers, CONTROL_HEADERS) if unusual else headers
-        self._picked = picked
-        self._unusual = unusual
+    store_seconds: float = 0.0
 
     async def run_observed(self) -> None:
         """Do as `run`, and tell the listeners."""
@@ -94,19 +81,19 @@ class Exchange:
 
     async def run(self) -> None:
         """Take the request through the app, exactly once, or answer it from the pin."""
-        pinning, picked, session_id = self.pinning, self._picked, self.session_id
+        pinning, picked, session_id = self.pinning, self.picked, self.session_id
         if session_id is None and not pinning.sessions.reads_bodies:
-            return await self._call(self._headers, self._receive, self._send)
+            return await self._call(self.headers, self.server_receive, self.server_send)
         control = picked[b"x-session-pin"].strip().lower() if b"x-session-pin" in picked else b""
         if control == b"off":
-            return await self._pass_on(b"off", None, self._receive)
+            return await self._pass_on(b"off", None, self.server_receive)
         if session_id == b"":
-            return await self._pass_on(b"ignored", b"invalid-session-id", self._receive)
-        unreadable = why_unreadable(picked, self._unusual, pinning.max_request_bytes)
+            return await self._pass_on(b"ignored", b"invalid-session-id", self.server_receive)
+        unreadable = why_unreadable(picked, self.unusual, pinning.max_request_bytes)
         if unreadable is not None:
-            return await self._pass_on(b"ignored", unreadable, self._receive)
+            return await self._pass_on(b"ignored", unreadable, self.server_receive)
 
-        body = RequestBody(self._receive)
+        body = RequestBody(self.server_receive)
         content = await body.read(pinning.max_request_bytes)
         if content is None:
             reason = b"client-disconnected" if body.cut_off else b"body-too-large"
@@ -121,16 +108,20 @@ class Exchange:
             if not session_id:
                 return await self._pass_on(b"ignored", b"invalid-session-id", body.receive)
         asked = asked_model(members)
-        if not pinning.is_routed(asked):
+        if pinning.is_routed is not None and not pinning.is_routed(asked):
             return await self._pass_on(b"ignored", b"model-not-routed", body.receive)
         self.key = pinning.sessions.key(session_id, picked, asked)
-        pin = await self._ask_store(pinning.table.forget if control == b"reset" else pinning.table.look_up, self.key)
+        pin = None
+        try:
+            asking = pinning.table.forget(self.key) if control == b"reset" else pinning.table.look_up(self.key)
+            pin = await (self.timed(asking) if pinning.listeners else asking)
+        except Exception:
+            self.store_failed()
         if pin is None:
             self.asked = asked if isinstance(asked, str) and len(asked) <= MAX_NAME else None
             return await self._route(body, session_id)
         self.status = b"hit"
-        self._pinned = PINNED
-        self._set_model(pin)
+        self.model = pin.model
         if self.decides:
             return await self._reply(pin, session_id)
         if not pinning.sessions.by_model and asked != pin.model:
@@ -139,36 +130,36 @@ class Exchange:
 
     def _pass_on(self, status: bytes, reason: bytes | None, receive: Receive) -> Awaitable[None]:
         if self.session_id is None:
-            return self._call(self._headers, receive, self._send)
+            return self._call(self.headers, receive, self.server_send)
         self.status = status
         self.reason = reason
-        return self._call(self._headers, receive, Answer(self, self._send).send)
+        return self._call(self.headers, receive, Answer(self, self.server_send).send)
 
     def _use(self, pin: Pin, members: Members, body: RequestBody) -> Awaitable[None]:
         content = put_model(members, pin.model)
         body.replace(content)
-        headers = pinned_headers(self._headers, self._picked, len(content), [PINNED, *self._model_header])
-        return self._call(headers, body.receive, Answer(self, self._send).send)
+        headers = pinned_headers(self.headers, self.picked, len(content), pin.model.encode())
+        return self._call(headers, body.receive, Answer(self, self.server_send).send)
 
     def _route(self, body: RequestBody, session_id: bytes) -> Awaitable[None]:
         self.learns = True
-        send = Answer(self, self._send).send
+        send = Answer(self, self.server_send).send
         if not self.decides:
-            return self._call(self._headers, body.receive, send)
+            return self._call(self.headers, body.receive, send)
         limit = self.pinning.config.limits.max_inspected_response_bytes
         editor = DecisionEditor(send, session_id, limit)
-        return self._call(ask_for_identity(self._headers), body.receive, editor.send)
+        return self._call(ask_for_identity(self.headers), body.receive, editor.send)
 
     async def _reply(self, pin: Pin, session_id: bytes) -> None:
-        content = reply(pin, session_id, self._headers)
+        content = reply(pin, session_id, self.headers)
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
-        answer = Answer(self, self._send)
+        answer = Answer(self, self.server_send)
         await answer.send({"type": "http.response.start", "status": 200, "headers": headers})
         await answer.send({"type": "http.response.body", "body": content, "more_body": False})
 
     async def _call(self, headers: Headers, receive: Receive, send: Send) -> None:
         """Call the app with other headers; what it adds to its scope is in the server's own afterwards."""
-        scope = self._scope
+        scope = self.scope
         inner = {**scope, "headers": headers, SCOPE_KEY: self}
         try:
             await self.pinning.app(inner, receive, send)
@@ -180,7 +171,10 @@ class Exchange:
     def response_headers(self) -> Headers:
         """Return what the client is told of its pin."""
         status = self.status if self.reason is None else self.status + b"; reason=" + self.reason
-        return [self._pinned, (b"x-session-pin-status", status), *self._model_header]
+        headers = [PINNED if status == b"hit" else NOT_PINNED, (b"x-session-pin-status", status)]
+        if self.model is not None:
+            headers.append((b"x-session-model", self.model.encode()))
+        return headers
 
     def state(self, model: str, route: str | None) -> None:
         """Take the decision from the app's own router, unless the response has settled it."""
@@ -188,55 +182,45 @@ class Exchange:
             self.pinning.warn.unusable(str(model))
         elif self.learns:
             self.stated = Stated(model, route)
+            self.is_stated = not self.decides
 
-    @property
-    def is_stated(self) -> bool:
-        """Whether the response has nothing to add to what was stated."""
-        return self.stated is not None and not self.decides
-
-    async def record(self, reader: ResponseReader) -> None:
-        """Keep the decision that was stated, or that the response names."""
+    def decide(self, reader: ResponseReader) -> tuple[str, bytes | None] | None:
+        """Return the model that was stated, or that the response names, and the decision object to keep with it."""
         found = reader.decision
         if self.stated is not None:
             model, route = self.stated
-        elif found is None:
-            return self.pinning.warn.unnamed()
-        elif found.model is None:
-            return self.pinning.warn.unusable(found.name)
-        else:
-            model, route = found.model, None
-            if model == self.asked:
-                self.pinning.rules.check_echo(reader.headers, self.pinning.warn)
-        decision = remember(reader.members) if self.decides else remember_route(model, route)
-        pin = await self._ask_store(self.pinning.table.record, self.key, model, decision)
-        if pin is not None:
-            self._set_model(pin)
-        return None
+            return model, remember(reader.members) if self.decides else remember_route(model, route)
+        if found is None:
+            self.pinning.warn.unnamed()
+            return None
+        if found.model is None:
+            self.pinning.warn.unusable(found.name)
+            return None
+        if found.model == self.asked:
+            self.pinning.rules.check_echo(reader.headers, self.pinning.warn)
+        return found.model, remember(reader.members) if self.decides else None
 
-    def _set_model(self, pin: Pin) -> None:
-        self.model = pin.model
-        self._model_header = [(b"x-session-model", pin.model.encode())]
+    def store_failed(self) -> None:
+        """Go on without the store."""
+        self.reason = b"store-unavailable"
+        logger.warning("the pin store failed; the request goes on without a pin", exc_info=True)
 
-    async def _ask_store(self, ask: Callable[..., Awaitable[Pin | None]], *arguments: Any) -> Pin | None:
-        """Return what the store says; None too if it fails, which must not fail the request."""
+    async def timed(self, asking: Awaitable[Pin | None]) -> Pin | None:
+        """Count the time that the store takes, for the listeners."""
         started = perf_counter()
         try:
-            return await ask(*arguments)
-        except Exception:
-            self.reason = b"store-unavailable"
-            logger.warning("the pin store failed; the request goes on without a pin", exc_info=True)
-            return None
+            return await asking
         finally:
-            self._store_seconds += perf_counter() - started
+            self.store_seconds += perf_counter() - started
 
     def _tell_listeners(self) -> None:
         event = PinEvent(
             status=self.status.decode(),
             reason=None if self.reason is None else self.reason.decode(),
-            endpoint=self._endpoint.path,
+            endpoint=self.endpoint.path,
             model=self.model,
             key=self.key.hex() if self.key else None,
-            store_seconds=self._store_seconds,
+            store_seconds=self.store_seconds,
         )
         for listener in self.pinning.listeners:
             try:

@@ -1,13 +1,13 @@
 """SessionPinMiddleware: which requests are ours, and the life of what they share."""
 
 import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ._headers import HeaderPicker, header_list
+from ._headers import HeaderPicker, NameMemory, without
 from ._log import logger
 from ._patterns import Patterns
 from ._warnings import Warnings
@@ -15,7 +15,7 @@ from .config import Config, Endpoint
 from .events import Listener
 from .exchange import SCOPE_KEY, Exchange, Pinning
 from .pins import PinTable
-from .request import HEADER_NAMES, UNUSUAL_HEADERS
+from .request import CONTROL_HEADERS, HEADER_NAMES, UNUSUAL_HEADERS
 from .response import DecisionRules
 from .session import AskedModel, SessionReader
 from .stores import PinStore, open_store
@@ -50,6 +50,7 @@ class SessionPinMiddleware:
         self._sessions = SessionReader(settings.sessions, sources)
         self._call_session_id = session_id
         self._headers = HeaderPicker(HEADER_NAMES | self._sessions.header_names)
+        self._without_session = NameMemory()
         self._endpoints = [(Patterns([endpoint.path]), endpoint) for endpoint in settings.endpoints]
         self._endpoint = lru_cache(maxsize=256)(self._find_endpoint)
         self._pinning = Pinning(
@@ -75,21 +76,39 @@ class SessionPinMiddleware:
             if scope["method"] == "POST":
                 endpoint = self._endpoint(scope["path"])
                 if endpoint is not None and SCOPE_KEY not in scope:  # where it is, an outer instance is at work
-                    return await self._handle(endpoint, scope, receive, send)
+                    exchange = self._open(endpoint, scope, receive, send)
+                    if exchange is not None:
+                        return await (exchange.run_observed() if self._pinning.listeners else exchange.run())
+                    scope[SCOPE_KEY] = None
+                    try:
+                        return await self.app(scope, receive, send)
+                    finally:
+                        scope.pop(SCOPE_KEY, None)
         elif scope["type"] == "lifespan":
             send = self._closing(send)
         await self.app(scope, receive, send)
         return None
 
-    def _handle(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        headers = scope["headers"] = header_list(scope.get("headers", ()))
+    def _open(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> Exchange | None:
+        """Return the exchange that a request needs; None if it has no session, and nothing that is forged."""
+        headers = scope.get("headers", ())
+        if type(headers) is not list:  # servers also give iterators
+            headers = scope["headers"] = list(headers)
+        if self._without_session.superset_of(headers):
+            return None
         picked = self._headers.pick(headers)
         session_id = self._sessions.find_id(picked) if self._call_session_id is None else self._ask_for_id(scope)
         unusual = not UNUSUAL_HEADERS.isdisjoint(picked)
-        if session_id is None and not unusual and not self._sessions.reads_bodies:
-            return self._pass_by(scope, receive, send)
-        exchange = Exchange(self._pinning, endpoint, scope, receive, send, headers, picked, unusual, session_id)
-        return exchange.run_observed() if self._pinning.listeners else exchange.run()
+        if session_id is not None or unusual or self._sessions.reads_bodies:
+            if unusual:
+                headers = without(headers, CONTROL_HEADERS)
+            decides = endpoint.kind == "decision"
+            return Exchange(
+                self._pinning, endpoint, scope, receive, send, headers, picked, unusual, session_id, decides
+            )
+        if self._call_session_id is None:
+            self._without_session.learn(headers)
+        return None
 
     def _ask_for_id(self, scope: Scope) -> bytes | None:
         assert self._call_session_id is not None
@@ -99,13 +118,6 @@ class SessionPinMiddleware:
         except Exception:
             logger.exception("the session_id callable failed; the request has no session")
             return None
-
-    async def _pass_by(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope[SCOPE_KEY] = None
-        try:
-            await self.app(scope, receive, send)
-        finally:
-            scope.pop(SCOPE_KEY, None)
 
     async def aclose(self) -> None:
         """Close the store, also one that was given as *store*. Lifespan does it, but never reaches inside a `Mount`."""
@@ -139,9 +151,9 @@ class SessionPinMiddleware:
         return send_and_close
 
 
-def _routed_models(patterns: tuple[str, ...]) -> Callable[[AskedModel], bool]:
+def _routed_models(patterns: tuple[str, ...]) -> Callable[[AskedModel], bool] | None:
     """Return what tells whether the router decides for a model; a request that names none leaves it to the router."""
     if not patterns:
-        return lambda asked: True
+        return None
     routed = Patterns(patterns)
     return lambda asked: asked is None or (isinstance(asked, str) and routed.match(asked))

@@ -1,5 +1,6 @@
 """The request on its way to the app: read the body within its limit, put a model in, replay it."""
 
+import msgspec
 from starlette.types import Message, Receive
 
 from ._headers import Headers, content_length, is_identity, without
@@ -28,23 +29,21 @@ def why_unreadable(headers: dict[bytes, bytes], unusual: bool, limit: int) -> by
     return None
 
 
-class RequestBody:
+class RequestBody(msgspec.Struct):
     """Reads the body ahead of the app, and is the app's `receive` afterwards.
 
     What was read is replayed, then the server's own `receive` is asked again: it alone knows when the client leaves
     (answering `http.disconnect` for it would cut streams short, answering nothing new would make apps spin).
     """
 
-    cut_off = False  # whether the client left before the body was whole
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self._messages: list[Message] = []
+    server_receive: Receive
+    messages: list[Message] = []
+    cut_off: bool = False  # whether the client left before the body was whole
 
     async def read(self, limit: int) -> bytes | None:
         """Return the whole body, or None if it is over *limit* bytes or the client left before it was whole."""
-        message = await self._receive()
-        self._messages.append(message)
+        message = await self.server_receive()
+        self.messages.append(message)
         if message["type"] != "http.request":
             self.cut_off = True
             return None
@@ -56,8 +55,8 @@ class RequestBody:
     async def _read_on(self, chunks: list[bytes], limit: int) -> bytes | None:
         left = limit - len(chunks[0])
         while left >= 0:
-            message = await self._receive()
-            self._messages.append(message)
+            message = await self.server_receive()
+            self.messages.append(message)
             if message["type"] != "http.request":
                 self.cut_off = True
                 return None
@@ -71,23 +70,26 @@ class RequestBody:
 
     def replace(self, content: bytes) -> None:
         """Let the app receive *content* instead."""
-        self._messages = [{"type": "http.request", "body": content, "more_body": False}]
+        self.messages = [{"type": "http.request", "body": content, "more_body": False}]
 
     async def receive(self) -> Message:
         """Return the next message of the body, then whatever the server has."""
-        if self._messages:
-            return self._messages.pop(0)
-        return await self._receive()
+        if self.messages:
+            return self.messages.pop(0)
+        return await self.server_receive()
 
 
-def pinned_headers(headers: Headers, picked: dict[bytes, bytes], length: int, ours: Headers) -> Headers:
-    """Return a copy of *headers* for a changed body of *length* bytes, with *ours*."""
+def pinned_headers(headers: Headers, picked: dict[bytes, bytes], length: int, model: bytes) -> Headers:
+    """Return a copy of *headers* for a body of *length* bytes that is pinned to *model*."""
     framing = (b"content-length", b"%d" % length)
+    named = (b"x-session-model", model)
     if b"transfer-encoding" not in picked:
         try:
             at = headers.index((b"content-length", picked[b"content-length"]))
         except (KeyError, ValueError):
             pass  # there is none, or there are two, or it is written in capitals
         else:
-            return [*headers[:at], framing, *headers[at + 1 :], *ours]
-    return [*without(headers, FRAMING_HEADERS), framing, *ours]
+            pinned = [*headers, PINNED, named]
+            pinned[at] = framing
+            return pinned
+    return [*without(headers, FRAMING_HEADERS), framing, PINNED, named]

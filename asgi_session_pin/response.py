@@ -2,9 +2,10 @@
 
 import math
 import re
-from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
+
+import msgspec
 
 from ._decompress import Decoder, open_decoder
 from ._headers import HeaderPicker, content_length, is_identity
@@ -41,13 +42,31 @@ class DecisionRules:
         self._aliases = [Alias(name, target) for name, target in config.decisions.aliases.items()]
         self._router_models = Patterns(config.routing.router_models)
         self.max_bytes = config.limits.max_inspected_response_bytes
-        self.reads_bodies = any(path for _, path in self._sources)
-        sources = {name for name, _ in self._sources if name is not None}
-        self._knows_litellm = any(name.startswith(b"x-litellm-") for name in sources)
+        self._reads_bodies = any(path for _, path in self._sources)
+        self._source_headers = frozenset(name for name, _ in self._sources if name is not None)
+        self._knows_litellm = any(name.startswith(b"x-litellm-") for name in self._source_headers)
         names = {b"content-type", b"content-length", b"content-encoding", _LITELLM_HEADER, *RESPONSE_HEADERS}
-        self.headers = HeaderPicker(names | sources)
+        self.headers = HeaderPicker(names | self._source_headers)
         # The cache also lets all pins on a model share one string.
         self._judge = lru_cache(maxsize=1024)(self._judge_name)
+
+    def open_reader(self, headers: dict[bytes, bytes], asked: str | None, whole: bool) -> "ResponseReader":
+        """Return what looks for the decision in a response with these headers to a request for the model *asked*.
+
+        With *whole* the body is read even where a header has the answer.
+        """
+        if not whole and not self._source_headers.isdisjoint(headers):
+            found = self.decide(headers, None, asked)
+            if found is not None and found.model is not None:
+                return _settled(ResponseReader(self, headers, asked))
+        kind = media_type(headers.get(b"content-type", b"")) if self._reads_bodies else None
+        if kind is None:
+            return _settled(ResponseReader(self, headers, asked))
+        reader: ResponseReader = JSONReader(self, headers, asked) if kind == JSON else EventReader(self, headers, asked)
+        if b"content-encoding" in headers and not is_identity(headers[b"content-encoding"]):
+            reader.decoder = open_decoder(headers[b"content-encoding"])
+            return reader if reader.decoder is not None else _settled(reader)
+        return reader
 
     def decide(self, headers: dict[bytes, bytes], members: Members | None, asked: str | None) -> Decision | None:
         """Return what the first source that names a usable model says; None if no source names any.
@@ -91,93 +110,88 @@ class DecisionRules:
         return Decision(name, model if self.is_usable(model) else None)
 
 
-class ResponseReader:
+class ResponseReader(msgspec.Struct):
     """Looks for the decision in one response, as it passes.
 
-    `finished` tells when there is nothing more to look for; `decision` is what was found, and `members` the JSON body
-    that was read for it. With *whole* the body is read even where a header has the answer.
+    `finished` tells when there is nothing more to look for; `decision` is what was found, and `members` the JSON object
+    of the body that was read for it.
     """
 
-    finished = False
-    members: Members = {}  # noqa: RUF012 - read only: replaced, never changed
-    _decoder: Decoder | None = None
-    _events: EventDecoder | None = None
-    _to_come: float = math.inf  # bytes of the body as it is sent, by content-length
-    _size = 0  # bytes looked at, decoded
-
-    def __init__(self, rules: DecisionRules, headers: dict[bytes, bytes], asked: str | None, whole: bool) -> None:
-        self._rules = rules
-        self.headers = headers
-        self._asked = asked
-        self._chunks: list[bytes] = []
-        self.decision = rules.decide(headers, None, asked)
-        if self.decision is not None and self.decision.model is not None and not whole:
-            self.finished = True
-        elif not self._expects_body():
-            self._finish()
-
-    def _expects_body(self) -> bool:
-        headers = self.headers
-        if not self._rules.reads_bodies:
-            return False
-        if b"content-encoding" in headers and not is_identity(headers[b"content-encoding"]):
-            self._decoder = open_decoder(headers[b"content-encoding"])
-            if self._decoder is None:
-                return False
-        kind = media_type(headers.get(b"content-type", b""))
-        if kind == EVENTS:
-            self._events = EventDecoder()
-        elif kind == JSON:
-            length = content_length(headers)
-            if length is not None:
-                self._to_come = length
-                return length <= self._rules.max_bytes
-        return kind is not None
+    rules: DecisionRules
+    headers: dict[bytes, bytes]
+    asked: str | None
+    finished: bool = False
+    decision: Decision | None = None
+    members: Members = {}
+    decoder: Decoder | None = None
+    size: int = 0  # bytes looked at, decoded
 
     def feed(self, chunk: bytes, more: bool) -> None:
         """Look at the next piece of the body; *more* tells whether others follow."""
-        chunk = bytes(chunk)
-        self._to_come -= len(chunk)
-        if self._decoder is not None:
+        chunk = data = bytes(chunk)
+        if self.decoder is not None:
             try:
-                chunk = self._decoder.decode(chunk, self._rules.max_bytes - self._size + 1)
+                data = self.decoder.decode(chunk, self.rules.max_bytes - self.size + 1)
             except ValueError:
-                return self._finish()
-        self._size += len(chunk)
-        if self._size > self._rules.max_bytes:
-            self._finish()
-        elif self._events is not None:
-            self._read_events(self._events.feed(chunk))
-            if not more and not self.finished:
-                self._finish()
-        else:
-            self._chunks.append(chunk)
-            if not more or self._to_come <= 0:
-                self._read_json(b"".join(self._chunks))
-        return None
+                return self.finish()
+        self.size += len(data)
+        if self.size > self.rules.max_bytes:
+            return self.finish()
+        return self._read(data, more, len(chunk))
 
-    def _read_events(self, events: Iterable[bytes]) -> None:
-        for data in events:
-            try:
-                members = decode_members(data)
-            except ValueError:  # such as "[DONE]"
-                continue
-            if self._rules.decide({}, members, self._asked) is not None:
-                self.members = members
-                self._finish()
+    def _read(self, data: bytes, more: bool, sent: int) -> None:
+        """Look at decoded *data* that came in *sent* bytes; for those that have a body to read."""
+        ...
+
+    def finish(self) -> None:
+        """Decide by what was found."""
+        self.decision = self.rules.decide(self.headers, self.members, self.asked)
+        self.finished = True
+
+
+class JSONReader(ResponseReader):
+    """Reads a body that is one JSON object, when it is whole: by its content-length or its last message."""
+
+    chunks: list[bytes] | None = None
+    to_come: float = math.inf  # bytes as they are sent
+
+    def _read(self, data: bytes, more: bool, sent: int) -> None:
+        if more or self.chunks is not None:
+            if self.chunks is None:
+                self.chunks = []
+                self.to_come = content_length(self.headers) or math.inf
+            self.chunks.append(data)
+            self.to_come -= sent
+            if more and self.to_come > 0:
                 return
-
-    def _read_json(self, body: bytes) -> None:
+            data = b"".join(self.chunks)
         try:
-            self.members = decode_members(body)
+            self.members = decode_members(data)
         except ValueError:
             self.members = {}
-        self._finish()
+        self.finish()
 
-    def _finish(self) -> None:
-        self.decision = self._rules.decide(self.headers, self.members, self._asked)
-        self.finished = True
-        self._chunks = []
+
+class EventReader(ResponseReader):
+    """Reads server-sent events up to the first one that names a model."""
+
+    events: EventDecoder = msgspec.field(default_factory=EventDecoder)
+
+    def _read(self, data: bytes, more: bool, sent: int) -> None:
+        for event in self.events.feed(data):
+            try:
+                members = decode_members(event)
+            except ValueError:  # such as "[DONE]"
+                continue
+            if self.rules.decide({}, members, self.asked) is not None:
+                self.members = members
+                return self.finish()
+        return None if more else self.finish()
+
+
+def _settled(reader: ResponseReader) -> ResponseReader:
+    reader.finish()
+    return reader
 
 
 @lru_cache(maxsize=256)

@@ -49,15 +49,11 @@ class SessionReader:
         *members* is None while the body has not been read: then the answer is None too if a source in it comes first.
         """
         for name, path in self._sources:
-            if not path:
-                if name in headers:
-                    value = headers[name].strip(b" \t")
-                    if b"\n" in value and len(set(value.split(b"\n"))) == 1:  # the same one, sent twice
-                        value = value.partition(b"\n")[0]
-                    return self._use(value)
-            elif members is None:
-                return None
-            else:
+            if name in headers:
+                return self._check(headers[name])
+            if path:
+                if members is None:
+                    return None
                 found = find_string(members, path)
                 if found is not None:
                     return self.use(found)
@@ -66,14 +62,17 @@ class SessionReader:
     def use(self, session_id: str) -> bytes:
         """Return an id that came as text, as it would come in a header; empty if it can't be used."""
         try:
-            return self._use(session_id.encode(errors="surrogateescape").strip(b" \t"))
+            encoded = session_id.encode(errors="surrogateescape")
         except UnicodeEncodeError:
             return b""
+        return b"" if b"\n" in encoded else self._check(encoded)
 
-    def _use(self, session_id: bytes) -> bytes:
-        if len(session_id) > self._max_length or session_id.translate(None, _CONTROLS) != session_id:
-            return b""
-        return session_id
+    def _check(self, value: bytes) -> bytes:
+        session_id = value.strip(b" \t")
+        if len(session_id) <= self._max_length and session_id.translate(None, _CONTROLS) == session_id:
+            return session_id
+        values = set(value.split(b"\n"))
+        return self._check(values.pop()) if len(values) == 1 and b"\n" in value else b""  # the same one, sent twice
 
     def key(self, session_id: bytes, headers: dict[bytes, bytes], model: AskedModel) -> bytes:
         """Return the 16 bytes under which the session's pin is kept.
@@ -99,10 +98,8 @@ def _read_source(source: str) -> tuple[bytes, tuple[str, ...]]:
 
 def asked_model(members: Members) -> AskedModel:
     """Return the model that a request asks for."""
-    if "model" not in members:
+    value = members.get("model", NULL)
+    if value == NULL:
         return None
-    value = members["model"]
     name = decode_string(value)
-    if name is None and value != NULL:
-        return bytes(value)
-    return name
+    return bytes(value) if name is None else name

@@ -31,12 +31,34 @@ SESSIONS = 100
 SSE_CHUNKS = 500
 
 
+PARAMETERS = {
+    "type": "object",
+    "properties": {
+        "path": {"type": "string", "description": "Absolute path of the file."},
+        "offset": {"type": "integer", "minimum": 0, "default": 0},
+        "limit": {"type": "integer", "minimum": 1, "maximum": 2000},
+        "model": {"type": "string", "enum": ["fast", "exact"]},
+    },
+    "required": ["path"],
+    "additionalProperties": False,
+}
+
+
 def request_body(size: int) -> bytes:
-    messages: list[dict[str, str]] = []
-    while len(json.dumps(messages)) < size - 120:
-        text = "Summarise the report. " * 20
-        messages.append({"role": "user", "content": text[: max(1, size - 160 - len(json.dumps(messages)))]})
-    return json.dumps({"messages": messages, "model": "auto", "temperature": 0.2, "stream": False}).encode()
+    """A chat request of about *size* bytes, as the OpenAI SDK writes it; from 10 KB on half of it is tools."""
+    body: dict[str, Any] = {"messages": [], "model": "auto", "temperature": 0.2, "stream": False}
+    if size >= 10_000:
+        tool = {"type": "function", "function": {"name": "read", "description": "Read.", "parameters": PARAMETERS}}
+        body["tools"] = [tool] * (size // 2 // len(compact(tool)))
+    text = 'Summarise the report, then list what is missing; say "unknown" where the text doesn\'t tell.\n' * 3
+    while len(compact(body)) < size - 40:
+        room = size - 40 - len(compact(body))
+        body["messages"] += [{"role": "user", "content": text[:room]}] * max(1, room // len(text) // 2)
+    return compact(body)
+
+
+def compact(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
 
 
 ANSWER = json.dumps(
@@ -48,13 +70,6 @@ ANSWER = json.dumps(
         "choices": [{"index": 0, "message": {"role": "assistant", "content": "word " * 150}, "finish_reason": "stop"}],
     }
 ).encode()
-ANSWER_HEADERS = [
-    (b"date", b"Mon, 23 Nov 2026 00:00:00 GMT"),
-    (b"server", b"bench"),
-    (b"content-type", b"application/json"),
-    (b"content-length", b"%d" % len(ANSWER)),
-    (b"x-request-id", b"1"),
-]
 EVENT = {"id": "c", "object": "chat.completion.chunk", "model": "gpt-4o", "choices": [{"delta": {"content": "word "}}]}
 CHUNK = b"data: " + json.dumps(EVENT).encode() + b"\n\n"
 
@@ -62,7 +77,14 @@ CHUNK = b"data: " + json.dumps(EVENT).encode() + b"\n\n"
 async def answer_json(scope: Scope, receive: Receive, send: Send) -> None:
     while (await receive()).get("more_body"):
         pass
-    await send({"type": "http.response.start", "status": 200, "headers": ANSWER_HEADERS})
+    headers = [
+        (b"date", b"Mon, 23 Nov 2026 00:00:00 GMT"),
+        (b"server", b"bench"),
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(ANSWER)),
+        (b"x-request-id", b"1"),
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": ANSWER})
 
 
@@ -212,7 +234,7 @@ def json_round_trip(body: bytes) -> float:
     count = max(5, 2_000_000 // len(body))
     started = time.process_time()
     for _ in range(count):
-        json.dumps(json.loads(body)).encode()
+        compact(json.loads(body))
     return (time.process_time() - started) / count * 1e6
 
 

@@ -118,7 +118,7 @@ def test_check_tells_what_is_wrong_with_any_file_and_exits_1(
     if kind == "faults":
         assert output.err.splitlines()[1:] == [
             "  stores: unknown key, did you mean 'store'?",
-            "  routing.session_ttl_seconds: found 'soon', expected a number of seconds above 0",
+            "  routing.session_ttl_seconds: found 'soon', expected a number of seconds above 0, at most 1,000,000,000",
         ]
 
 

@@ -161,10 +161,11 @@ async def test_response_headers_of_ours_replace_the_apps_and_can_be_turned_off()
     assert gateway.asked == ["auto", "a"]
 
 
-async def test_a_response_start_without_headers_gets_ours() -> None:
+@pytest.mark.parametrize("headers", [{}, {"headers": ()}, {"headers": iter([])}])
+async def test_a_response_start_with_any_kind_of_headers_gets_ours(headers: Any) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await read_body(receive)
-        await send({"type": "http.response.start", "status": 204})
+        await send({"type": "http.response.start", "status": 204, **headers})
         await send({"type": "http.response.body"})
 
     answer = await call(SessionPinMiddleware(app), {"model": "auto"}, SESSION)

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asgi_session_pin._json import MAX_SCANNED_BYTES, decode_members, decode_string, encode_json, find_string, put_model
+from asgi_session_pin._json import (
+    MAX_SCANNED_BYTES,
+    Members,
+    decode_members,
+    decode_string,
+    encode_json,
+    find_string,
+    put_model,
+)
 
 BOM = b"\xef\xbb\xbf"
 DEPTH = 200_000
@@ -346,3 +354,24 @@ def test_a_string_is_found_by_its_path(path: str, expected: str | None) -> None:
     )
     members["deep"] = msgspec.Raw(b"[" * DEPTH)
     assert find_string(members, tuple(path.split("."))) == expected
+
+
+def test_a_position_is_looked_up_in_an_array_of_the_limit_and_in_none_above() -> None:
+    def members(size: int) -> Members:
+        return decode_members(b'{"models":["first"' + b" " * (size - 9) + b"]}")
+
+    assert len(members(MAX_SCANNED_BYTES)["models"]) == MAX_SCANNED_BYTES
+    assert find_string(members(MAX_SCANNED_BYTES), ("models", "0")) == "first"
+    assert find_string(members(MAX_SCANNED_BYTES + 1), ("models", "0")) is None
+
+
+def test_a_look_into_an_endless_array_takes_bounded_memory() -> None:
+    body = b'{"models":[' + b"1," * MAX_SCANNED_BYTES + b'"last"]}'
+    members = decode_members(body)
+    tracemalloc.start()
+    try:
+        assert find_string(members, ("models", str(MAX_SCANNED_BYTES))) is None
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 5 * len(body)

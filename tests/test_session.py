@@ -92,12 +92,12 @@ async def test_the_store_sees_neither_ids_nor_credentials() -> None:
 
 async def test_a_secret_changes_every_key_and_may_be_of_any_length() -> None:
     keys = set()
-    for secret in (None, "s", "s" * 200):
+    for secret in (None, "s", "s" * 200, "\ud800"):
         store = Recording()
         app = SessionPinMiddleware(Gateway("a"), store=store, config=Config(sessions=Sessions(secret=secret)))
         await call(app, {"model": "auto"}, SESSION)
         keys.add(store.added[0][0])
-    assert len(keys) == 3
+    assert len(keys) == 4
 
 
 CLAUDE_CODE = {"user_id": '{"device_id":"c9","session_id":"11111111-2222"}', "session_id": "s1"}
@@ -108,9 +108,21 @@ async def test_an_id_may_come_from_the_body() -> None:
     app = SessionPinMiddleware(gateway, config={"sessions": {"sources": ["body:metadata.session_id"]}})
     answers = [await call(app, {"model": "auto", "metadata": CLAUDE_CODE}) for _ in range(2)]
     assert [answer.pin_status for answer in answers] == ["miss", "hit"]
-    assert (await call(app, {"model": "auto", "metadata": {"session_id": "a\nb"}})).pin_status == (
-        "ignored; reason=invalid-session-id"
-    )
+    padded = {"model": "auto", "metadata": {"session_id": " s1\t"}}
+    assert (await call(app, padded)).pin_status == "hit"
+
+
+@pytest.mark.parametrize("session_id", ["", "a\nb", "same\nsame", "a\x00"])
+async def test_an_id_in_the_body_that_no_header_could_hold_is_ignored(session_id: str) -> None:
+    app = SessionPinMiddleware(Gateway("a"), config={"sessions": {"sources": ["body:id"]}})
+    answer = await call(app, {"model": "auto", "id": session_id})
+    assert answer.pin_status == "ignored; reason=invalid-session-id"
+
+
+@pytest.mark.parametrize("session_id", ["\ud800", "a\nb", "same\nsame"])
+async def test_an_id_of_a_callable_that_no_header_could_hold_is_ignored(session_id: str) -> None:
+    app = SessionPinMiddleware(Gateway("a"), session_id=lambda scope: session_id)
+    assert (await call(app, {"model": "auto"})).pin_status == "ignored; reason=invalid-session-id"
 
 
 @pytest.mark.parametrize(

@@ -40,9 +40,9 @@ class MemoryStore:
 
     async def get(self, key: bytes) -> Pin | None:
         """Return the pin of *key*, or None; see `PinStore.get`."""
-        entry = self._entries.get(key)
-        if entry is None:
+        if key not in self._entries:
             return None
+        entry = self._entries[key]
         now = self._timer()
         if entry.expires <= now:
             del self._entries[key]
@@ -53,17 +53,15 @@ class MemoryStore:
 
     async def add(self, key: bytes, pin: Pin) -> Pin:
         """Keep *pin* unless there is one; see `PinStore.add`."""
-        entry = self._entries.get(key)
         now = self._timer()
-        if entry is not None and entry.expires > now:
-            return entry.pin
+        if key in self._entries and self._entries[key].expires > now:
+            return self._entries[key].pin
         self._entries[key] = _Entry(pin, now + self._ttl)
         return pin
 
     async def discard(self, key: bytes, pin: Pin) -> bool:
         """Give up *pin* if it still holds; see `PinStore.discard`."""
-        entry = self._entries.get(key)
-        if entry is None or entry.pin != pin:
+        if key not in self._entries or self._entries[key].pin != pin:
             return False
         del self._entries[key]
         return True
