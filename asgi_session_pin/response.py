@@ -141,7 +141,6 @@ class ResponseReader(msgspec.Struct):
 
     def _read(self, data: bytes, more: bool, sent: int) -> None:
         """Look at decoded *data* that came in *sent* bytes; for those that have a body to read."""
-        ...
 
     def finish(self) -> None:
         """Decide by what was found."""
