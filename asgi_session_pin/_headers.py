@@ -33,8 +33,9 @@ class HeaderPicker:
     """Picks the headers of interest out of a header list."""
 
     def __init__(self, names: Iterable[bytes]) -> None:
-        self._wanted = frozenset(name.lower() for name in names)
-        self._unwanted: set[bytes] = set()  # as they came, so that one look-up settles most headers
+        # Names as they came, so that one look-up settles a header: the wanted ones with their lower case.
+        self._wanted = {name.lower(): name.lower() for name in names}
+        self._unwanted: set[bytes] = set()
 
     def pick(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
         """Return the wanted headers by lower-case name.
@@ -43,16 +44,29 @@ class HeaderPicker:
         nobody takes it for one of them.
         """
         picked: dict[bytes, bytes] = {}
-        unwanted = self._unwanted
+        unwanted, wanted = self._unwanted, self._wanted
         for name, value in headers:
             if name in unwanted:
                 continue
-            lower = name.lower()
-            if lower in self._wanted:
-                picked[lower] = picked[lower] + b"\n" + value if lower in picked else value
-            elif len(unwanted) < _MAX_REMEMBERED and len(name) <= _MAX_NAME:
-                unwanted.add(name)
+            if name in wanted:
+                lower = wanted[name]
+            elif self._learn(name):
+                lower = name.lower()
+            else:
+                continue
+            picked[lower] = picked[lower] + b"\n" + value if lower in picked else value
         return picked
+
+    def _learn(self, name: bytes) -> bool:
+        """Tell whether *name*, which was not seen before, is wanted."""
+        lower = name.lower()
+        wanted = lower in self._wanted
+        if len(self._wanted) + len(self._unwanted) < _MAX_REMEMBERED and len(name) <= _MAX_NAME:
+            if wanted:
+                self._wanted[name] = lower
+            else:
+                self._unwanted.add(name)
+        return wanted
 
 
 def without(headers: Iterable[tuple[bytes, bytes]], names: Set[bytes]) -> Headers:

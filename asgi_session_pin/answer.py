@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 import msgspec
 from starlette.types import Message, Send
 
-from ._headers import HeaderPicker, Headers, without
+from ._headers import Headers, without
 from .response import RESPONSE_HEADERS, ResponseReader
 
 if TYPE_CHECKING:
     from .exchange import Exchange
-
-_ours = HeaderPicker(RESPONSE_HEADERS)
 
 
 class Answer(msgspec.Struct):
@@ -54,10 +52,11 @@ class Answer(msgspec.Struct):
                 return self._settle(reader, {**message, "headers": headers})
         else:
             self.settled = True
-            picked = _ours.pick(headers)
-        if exchange.pinning.tells:
-            if picked and not RESPONSE_HEADERS.isdisjoint(picked):
+        pinning = exchange.pinning
+        if pinning.tells:
+            if not pinning.foreign.superset_of(headers):
                 headers = without(headers, RESPONSE_HEADERS)
+                pinning.foreign.learn(headers)
             message = {**message, "headers": headers + exchange.response_headers()}
         return self.server_send(message)
 

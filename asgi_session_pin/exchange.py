@@ -8,7 +8,7 @@ from typing import NamedTuple
 import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ._headers import Headers
+from ._headers import Headers, NameMemory
 from ._json import Members, decode_members, put_model
 from ._log import logger
 from ._warnings import Warnings
@@ -46,6 +46,7 @@ class Pinning:
     listeners: tuple[Listener, ...]
     max_request_bytes: int
     tells: bool  # whether responses get our headers
+    foreign: NameMemory  # headers of responses that are none of ours
 
 
 class Exchange(msgspec.Struct):
@@ -84,7 +85,7 @@ class Exchange(msgspec.Struct):
         pinning, picked, session_id = self.pinning, self.picked, self.session_id
         if session_id is None and not pinning.sessions.reads_bodies:
             return await self._call(self.headers, self.server_receive, self.server_send)
-        control = picked[b"x-session-pin"].strip().lower() if b"x-session-pin" in picked else b""
+        control = picked.get(b"x-session-pin", b"").strip().lower() if self.unusual else b""
         if control == b"off":
             return await self._pass_on(b"off", None, self.server_receive)
         if session_id == b"":
@@ -170,11 +171,13 @@ class Exchange(msgspec.Struct):
 
     def response_headers(self) -> Headers:
         """Return what the client is told of its pin."""
+        if self.model is None:
+            told = [NOT_PINNED]
+        else:
+            told = [PINNED if self.status == b"hit" else NOT_PINNED, (b"x-session-model", self.model.encode())]
         status = self.status if self.reason is None else self.status + b"; reason=" + self.reason
-        headers = [PINNED if status == b"hit" else NOT_PINNED, (b"x-session-pin-status", status)]
-        if self.model is not None:
-            headers.append((b"x-session-model", self.model.encode()))
-        return headers
+        told.append((b"x-session-pin-status", status))
+        return told
 
     def state(self, model: str, route: str | None) -> None:
         """Take the decision from the app's own router, unless the response has settled it."""

@@ -67,6 +67,7 @@ class SessionPinMiddleware:
             listeners=tuple(listeners),
             max_request_bytes=settings.limits.max_request_bytes,
             tells=settings.response_headers,
+            foreign=NameMemory(),
         )
         if store is None:
             self._pinning.warn.workers()

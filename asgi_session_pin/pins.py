@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
@@ -34,16 +35,16 @@ class PinTable:
         self, store: PinStore, *, max_age_seconds: float | None = None, now: Callable[[], float] = time.time
     ) -> None:
         self._store = store
-        self._max_age = max_age_seconds
+        self._max_age = math.inf if max_age_seconds is None else max_age_seconds
         self._now = now
+        self.look_up: Callable[[bytes], Awaitable[Pin | None]] = self._look_up
+        """Return the pin in force for a key; one that is over its maximum age is given up."""
+        if max_age_seconds is None:
+            self.look_up = store.get  # no frame in between: most requests are hits
 
-    def look_up(self, key: bytes) -> Awaitable[Pin | None]:
-        """Return the pin in force; one that is over its maximum age is given up."""
-        return self._store.get(key) if self._max_age is None else self._look_up_aged(key, self._max_age)
-
-    async def _look_up_aged(self, key: bytes, max_age: float) -> Pin | None:
+    async def _look_up(self, key: bytes) -> Pin | None:
         pin = await self._store.get(key)
-        if pin is not None and self._now() - pin.created > max_age:
+        if pin is not None and self._now() - pin.created > self._max_age:
             await self._store.discard(key, pin)
             return None
         return pin

@@ -98,8 +98,8 @@ def _read_source(source: str) -> tuple[bytes, tuple[str, ...]]:
 
 def asked_model(members: Members) -> AskedModel:
     """Return the model that a request asks for."""
-    value = members.get("model", NULL)
-    if value == NULL:
+    value = members.get("model")
+    if value is None:
         return None
     name = decode_string(value)
-    return bytes(value) if name is None else name
+    return bytes(value) if name is None and value != NULL else name

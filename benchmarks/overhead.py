@@ -289,4 +289,5 @@ async def main() -> None:
         await table_figures(arguments.pins)
 
 
-asyncio.run(main())
+if __name__ == "__main__":
+    asyncio.run(main())
