@@ -7,6 +7,7 @@ scanner.
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -20,6 +21,8 @@ MAX_SCANNED_BYTES = 1_048_576
 NULL = msgspec.Raw(b"null")
 
 encode_json = msgspec.json.Encoder().encode
+# Takes a string or null; raises ValueError for anything else.
+decode_model: Callable[[msgspec.Raw], str | None] = msgspec.json.Decoder(str | None).decode
 
 _decode_members = msgspec.json.Decoder(Members).decode
 _decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import msgspec
 from starlette.types import Message, Send
 
-from ._headers import Headers, without
+from ._headers import Headers, header_name, without
+from .request import PINNED
 from .response import RESPONSE_HEADERS, ResponseReader
 
 if TYPE_CHECKING:
     from .exchange import Exchange
+
+NOT_PINNED = (b"x-session-pinned", b"false")
+
+
+@lru_cache(maxsize=1024)
+def told(status: bytes, reason: bytes | None, model: str | None) -> Headers:
+    """Return the headers that tell the client of its pin; they are shared, so never to be changed."""
+    headers = [
+        PINNED if status == b"hit" else NOT_PINNED,
+        (b"x-session-pin-status", status if reason is None else status + b"; reason=" + reason),
+    ]
+    return headers if model is None else [*headers, (b"x-session-model", model.encode())]
 
 
 class Answer(msgspec.Struct):
@@ -54,10 +68,10 @@ class Answer(msgspec.Struct):
             self.settled = True
         pinning = exchange.pinning
         if pinning.tells:
-            if not pinning.foreign.superset_of(headers):
+            if not pinning.foreign.covers(map(header_name, headers)):
                 headers = without(headers, RESPONSE_HEADERS)
                 pinning.foreign.learn(headers)
-            message = {**message, "headers": headers + exchange.response_headers()}
+            message = {**message, "headers": headers + told(exchange.status, exchange.reason, exchange.model)}
         return self.server_send(message)
 
     async def _settle(self, reader: ResponseReader, message: Message) -> None:

@@ -17,12 +17,11 @@ from .config import Config, Endpoint
 from .decision import DecisionEditor, ask_for_identity, remember, remember_route, reply
 from .events import Listener, PinEvent
 from .pins import Pin, PinTable
-from .request import PINNED, RequestBody, pinned_headers, why_unreadable
+from .request import RequestBody, pinned_headers, why_unreadable
 from .response import MAX_NAME, DecisionRules, ResponseReader
 from .session import AskedModel, SessionReader, asked_model
 
 SCOPE_KEY = "asgi_session_pin"
-NOT_PINNED = (b"x-session-pinned", b"false")
 
 
 class Stated(NamedTuple):
@@ -168,16 +167,6 @@ class Exchange(msgspec.Struct):
             inner["headers"] = scope["headers"]
             del inner[SCOPE_KEY]
             scope.update(inner)
-
-    def response_headers(self) -> Headers:
-        """Return what the client is told of its pin."""
-        if self.model is None:
-            told = [NOT_PINNED]
-        else:
-            told = [PINNED if self.status == b"hit" else NOT_PINNED, (b"x-session-model", self.model.encode())]
-        status = self.status if self.reason is None else self.status + b"; reason=" + self.reason
-        told.append((b"x-session-pin-status", status))
-        return told
 
     def state(self, model: str, route: str | None) -> None:
         """Take the decision from the app's own router, unless the response has settled it."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ._headers import HeaderPicker, NameMemory, without
+from ._headers import HeaderPicker, NameMemory, header_name, without
 from ._log import logger
 from ._patterns import Patterns
 from ._warnings import Warnings
@@ -95,7 +95,7 @@ class SessionPinMiddleware:
         headers = scope.get("headers", ())
         if type(headers) is not list:  # servers also give iterators
             headers = scope["headers"] = list(headers)
-        if self._without_session.superset_of(headers):
+        if self._without_session.covers(map(header_name, headers)):
             return None
         picked = self._headers.pick(headers)
         session_id = self._sessions.find_id(picked) if self._call_session_id is None else self._ask_for_id(scope)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from ._json import NULL, Members, decode_string, find_string
+from ._json import NULL, Members, decode_model, find_string
 from .config import Sessions
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -98,8 +98,8 @@ def _read_source(source: str) -> tuple[bytes, tuple[str, ...]]:
 
 def asked_model(members: Members) -> AskedModel:
     """Return the model that a request asks for."""
-    value = members.get("model")
-    if value is None:
-        return None
-    name = decode_string(value)
-    return bytes(value) if name is None and value != NULL else name
+    value = members.get("model", NULL)
+    try:
+        return decode_model(value)
+    except ValueError:
+        return bytes(value)
