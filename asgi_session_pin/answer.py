@@ -6,10 +6,10 @@ from collections.abc import Awaitable
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-import msgspec
 from starlette.types import Message, Send
 
 from ._headers import Headers, header_name, without
+from ._log import Opaque
 from .request import PINNED
 from .response import RESPONSE_HEADERS, ResponseReader
 
@@ -29,7 +29,7 @@ def told(status: bytes, reason: bytes | None, model: str | None) -> Headers:
     return headers if model is None else [*headers, (b"x-session-model", model.encode())]
 
 
-class Answer(msgspec.Struct):
+class Answer(Opaque):
     """Stands between the app's `send` and the server's.
 
     `send` is a plain function that gives an awaitable: once there is nothing more to do, a message costs one check.

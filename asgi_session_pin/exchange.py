@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import NamedTuple
 
-import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ._headers import Headers, NameMemory
 from ._json import Members, decode_members, put_model
-from ._log import logger
+from ._log import Opaque, logger
 from ._warnings import Warnings
 from .answer import Answer
 from .config import Config, Endpoint
@@ -48,7 +47,7 @@ class Pinning:
     foreign: NameMemory  # headers of responses that are none of ours
 
 
-class Exchange(msgspec.Struct):
+class Exchange(Opaque):
     """One request on one of our endpoints, with a session as far as its headers tell."""
 
     pinning: Pinning

@@ -1,9 +1,9 @@
 """The request on its way to the app: read the body within its limit, put a model in, replay it."""
 
-import msgspec
 from starlette.types import Message, Receive
 
 from ._headers import Headers, content_length, is_identity, without
+from ._log import Opaque
 
 # Over one of these, a changed body would no longer be the one that was signed (RFC 9530, RFC 3230, RFC 1864).
 SIGNATURE_HEADERS = frozenset({b"content-digest", b"repr-digest", b"digest", b"content-md5", b"x-amz-content-sha256"})
@@ -29,7 +29,7 @@ def why_unreadable(headers: dict[bytes, bytes], unusual: bool, limit: int) -> by
     return None
 
 
-class RequestBody(msgspec.Struct):
+class RequestBody(Opaque):
     """Reads the body ahead of the app, and is the app's `receive` afterwards.
 
     What was read is replayed, then the server's own `receive` is asked again: it alone knows when the client leaves

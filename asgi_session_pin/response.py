@@ -10,6 +10,7 @@ import msgspec
 from ._decompress import Decoder, open_decoder
 from ._headers import HeaderPicker, content_length, is_identity
 from ._json import Members, decode_members, find_string
+from ._log import Opaque
 from ._patterns import Alias, Patterns
 from ._sse import EventDecoder
 from ._warnings import Warnings
@@ -110,7 +111,7 @@ class DecisionRules:
         return Decision(name, model if self.is_usable(model) else None)
 
 
-class ResponseReader(msgspec.Struct):
+class ResponseReader(Opaque):
     """Looks for the decision in one response, as it passes.
 
     `finished` tells when there is nothing more to look for; `decision` is what was found, and `members` the JSON object

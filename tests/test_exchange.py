@@ -320,3 +320,19 @@ async def test_the_first_decision_wins_over_a_later_one() -> None:
     app = SessionPinMiddleware(gateway, store=Raced())
     await call(app, {"model": "auto"}, SESSION, path=CHAT)
     assert (await call(app, {"model": "auto"}, SESSION)).headers["x-session-model"] == "early"
+
+
+async def test_whoever_logs_what_the_app_is_called_with_logs_nothing_of_ours() -> None:
+    shown: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        shown.append(f"{scope['asgi_session_pin']!r} {receive!r} {send!r}")
+        await read_body(receive)
+        await answer_json(send, "a")
+
+    middleware = SessionPinMiddleware(app)
+    for _ in range(2):
+        await call(middleware, {"model": "auto", "prompt": "hush"}, SESSION, (b"authorization", b"Bearer sk-1"))
+    for secret in ("session-1", "hush", "sk-1"):
+        assert secret not in "".join(shown)
+    assert "Exchange object" in shown[0]
