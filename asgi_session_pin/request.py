@@ -1,5 +1,6 @@
 """The request on its way to the app: read the body within its limit, put a model in, replay it."""
 
+from msgspec import field
 from starlette.types import Message, Receive
 
 from ._headers import Headers, content_length, is_identity, without
@@ -37,7 +38,7 @@ class RequestBody(Opaque):
     """
 
     server_receive: Receive
-    messages: list[Message] = []
+    messages: list[Message] = field(default_factory=list)
     cut_off: bool = False  # whether the client left before the body was whole
 
     async def read(self, limit: int) -> bytes | None:

@@ -123,7 +123,7 @@ class ResponseReader(Opaque):
     asked: str | None
     finished: bool = False
     decision: Decision | None = None
-    members: Members = {}
+    members: Members = msgspec.field(default_factory=dict)
     decoder: Decoder | None = None
     size: int = 0  # bytes looked at, decoded
 
