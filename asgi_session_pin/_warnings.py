@@ -1,7 +1,8 @@
-"""What the operator is told, once for each subject."""
+"""What the operator is told: once for each subject, or now and then while something fails."""
 
 import os
 import sys
+import time
 from collections.abc import Hashable
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +13,7 @@ from .session import AskedModel
 
 _MAX_SUBJECTS = 100  # clients and upstreams choose names
 _MAX_SHOWN = 256
+_QUIET_SECONDS = 60
 _SERVERS = {"uvicorn", "gunicorn", "hypercorn", "granian", "fastapi"}
 
 
@@ -21,6 +23,7 @@ class Warnings:
     def __init__(self, config: Config) -> None:
         self._sources = ", ".join(config.decisions.sources)
         self._subjects: set[Hashable] = set()
+        self._told_again: dict[str, float] = {}
         self._has_router_models = bool(config.routing.router_models)
 
     def unnamed(self) -> None:
@@ -65,6 +68,13 @@ class Warnings:
                 "store.url is memory:// and the server runs several workers: each one has its own pins, so a session "
                 "can get a model for each of them",
             )
+
+    def failed(self, what: str) -> None:
+        """Something that is not ours raised, just now: told with its traceback, once a minute at most."""
+        now = time.monotonic()
+        if now >= self._told_again.get(what, now):
+            self._told_again[what] = now + _QUIET_SECONDS
+            logger.warning(what, exc_info=True)
 
     def _warn(self, subject: Hashable, message: str, *arguments: object) -> None:
         if subject not in self._subjects and len(self._subjects) < _MAX_SUBJECTS:

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ._headers import Headers, NameMemory
 from ._json import Members, decode_members, put_model
-from ._log import Opaque, logger
+from ._log import Opaque
 from ._warnings import Warnings
 from .answer import Answer
 from .config import Config, Endpoint
@@ -112,10 +112,14 @@ class Exchange(Opaque):
         self.key = pinning.sessions.key(session_id, picked, asked)
         pin = None
         try:
-            asking = pinning.table.forget(self.key) if control == b"reset" else pinning.table.look_up(self.key)
+            asking = pinning.table.look_up(self.key)
             pin = await (self.timed(asking) if pinning.listeners else asking)
+            if control == b"reset" and pin is not None:
+                await pinning.table.give_up(self.key, pin)
+                pin = None
         except Exception:
             self.store_failed()
+            pin = None
         if pin is None:
             self.asked = asked if isinstance(asked, str) and len(asked) <= MAX_NAME else None
             return await self._route(body, session_id)
@@ -194,7 +198,7 @@ class Exchange(Opaque):
     def store_failed(self) -> None:
         """Go on without the store."""
         self.reason = b"store-unavailable"
-        logger.warning("the pin store failed; the request goes on without a pin", exc_info=True)
+        self.pinning.warn.failed("the pin store failed; requests go on without a pin")
 
     async def timed(self, asking: Awaitable[Pin | None]) -> Pin | None:
         """Count the time that the store takes, for the listeners."""
@@ -217,4 +221,4 @@ class Exchange(Opaque):
             try:
                 listener(event)
             except Exception:
-                logger.exception("a listener failed")
+                self.pinning.warn.failed("a listener failed")

@@ -1,14 +1,14 @@
 """SessionPinMiddleware: which requests are ours, and the life of what they share."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from inspect import iscoroutinefunction
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ._headers import HeaderPicker, NameMemory, header_name, without
-from ._log import logger
 from ._patterns import Patterns
 from ._warnings import Warnings
 from .config import Config, Endpoint
@@ -32,7 +32,8 @@ class SessionPinMiddleware:
     - *listeners*: each is called with a `PinEvent` when the app is done with a request that had a session. What they
       raise is logged and goes no further.
 
-    Raises ConfigError for a configuration that can't be used. Nothing is connected here and no event loop is needed.
+    Raises ConfigError for a configuration that can't be used, TypeError for a callable that is none or is a coroutine
+    function. Nothing is connected here and no event loop is needed.
     """
 
     def __init__(
@@ -42,9 +43,15 @@ class SessionPinMiddleware:
         config: Config | str | os.PathLike[str] | Mapping[str, Any] | None = None,
         store: PinStore | None = None,
         session_id: Callable[[Scope], str | None] | None = None,
-        listeners: Iterable[Listener] = (),
+        listeners: Sequence[Listener] = (),
     ) -> None:
         settings = Config.load(config)
+        functions: list[tuple[str, Any]] = [("listeners", listener) for listener in listeners]
+        if session_id is not None:
+            functions.append(("session_id", session_id))
+        for name, function in functions:
+            if not callable(function) or iscoroutinefunction(function):
+                raise TypeError(f"{name}: found {function!r}, expected a plain function")
         self.app = app
         sources = settings.sessions.sources if session_id is None else ()
         self._sessions = SessionReader(settings.sessions, sources)
@@ -117,7 +124,7 @@ class SessionPinMiddleware:
             session_id = self._call_session_id(scope)
             return None if session_id is None else self._sessions.use(session_id)
         except Exception:
-            logger.exception("the session_id callable failed; the request has no session")
+            self._pinning.warn.failed("the session_id callable failed; requests go on without a session")
             return None
 
     async def aclose(self) -> None:
@@ -126,14 +133,14 @@ class SessionPinMiddleware:
 
     async def forget(
         self, session_id: str, *, headers: Mapping[str, str] | None = None, model: str | None = None
-    ) -> None:
-        """Give the pin of a session up, so that its next request is routed.
+    ) -> bool:
+        """Give the pin of a session up, so that its next request is routed; tell whether there was one.
 
         *headers* are those of the session's requests that `sessions.partition_by` names (the client's credential), and
         *model* is the model that they ask for. Raises what the store raises.
         """
         pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in (headers or {}).items()]
-        await self._pinning.table.forget(
+        return await self._pinning.table.forget(
             self._sessions.key(self._sessions.use(session_id), self._headers.pick(pairs), model)
         )
 

@@ -53,11 +53,14 @@ class PinTable:
         """Keep a decision and return the pin in force, which is another one if somebody decided before."""
         return self._store.add(key, Pin(model, self._now(), decision))
 
-    async def forget(self, key: bytes) -> None:
-        """Give the pin up, if there is one."""
+    def give_up(self, key: bytes, pin: Pin) -> Awaitable[bool]:
+        """Give *pin* up, if it still is the one in force; tell whether it was."""
+        return self._store.discard(key, pin)
+
+    async def forget(self, key: bytes) -> bool:
+        """Give the pin up, whichever it is; tell whether there was one."""
         pin = await self._store.get(key)
-        if pin is not None:
-            await self._store.discard(key, pin)
+        return pin is not None and await self._store.discard(key, pin)
 
     async def aclose(self) -> None:
         """Close the store. A failure is logged: it must not disturb the app's shutdown."""

@@ -1,5 +1,6 @@
 """A FastAPI proxy with a small router, and session pinning in front of it.
 
+It needs `fastapi` and `uvicorn`; after `scripts/test` they are in .venv, so `.venv/bin/python` has them.
 Run it with `python examples/fastapi_proxy.py [PORT]`, then point any OpenAI client at http://127.0.0.1:8000/v1 and ask
 for the model `auto`. With an `X-Session-Id` header a whole session stays on the model that its first request was routed
 to.

@@ -1,7 +1,7 @@
 """An agent loop with tool calls, through the OpenAI SDK, that shows which model served each turn.
 
 Start `python examples/fastapi_proxy.py` in one terminal, and in another `python examples/research_agent.py [BASE_URL]`.
-The agent works on one task four times: plain and streamed, without a session and with one.
+The agent works on one task four times: plain and streamed, without a session and with one. It needs `openai`.
 """
 
 import json

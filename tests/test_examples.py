@@ -16,7 +16,7 @@ from openai import NotFoundError, OpenAI
 
 from asgi_session_pin import SessionPinMiddleware
 from asgi_session_pin.demo import STEPS
-from servers import serve_app, serve_script
+from servers import free_port, serve_app, serve_script
 
 FASTAPI_PROXY = Path(__file__).parent.parent / "examples" / "fastapi_proxy.py"
 CLAUDE = "anthropic/claude-sonnet-4-20250514"
@@ -116,3 +116,25 @@ def test_the_research_agent_keeps_its_model_with_a_session_and_changes_it_withou
     turns = [f"  {kind}, turn {turn}: " for kind in ("plain", "streamed") for turn in (1, 2, 3)]
     assert lines[1:7] == [turn + model for turn, model in zip(turns, [CLAUDE, GPT, CLAUDE] * 2, strict=True)]
     assert lines[8:] == [turn + CLAUDE for turn in turns]
+
+
+BAD_PROXY = """
+from fastapi import FastAPI
+from asgi_session_pin import Config, SessionPinMiddleware
+
+app = FastAPI()
+app.add_middleware(SessionPinMiddleware, config=%s)
+"""
+
+
+@pytest.mark.parametrize(
+    ("config", "arguments"),
+    [('Config.load("bad.yaml")', []), ('"bad.yaml"', ["--lifespan", "on"])],
+)
+def test_uvicorn_ends_at_start_for_a_bad_file(tmp_path: Path, config: str, arguments: list[str]) -> None:
+    (tmp_path / "proxy.py").write_text(BAD_PROXY % config)
+    (tmp_path / "bad.yaml").write_text("routing: {session_ttl_second: 5}")
+    command = [sys.executable, "-m", "uvicorn", "proxy:app", "--port", str(free_port()), *arguments]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=30)
+    assert ended.returncode != 0
+    assert "unknown key, did you mean 'session_ttl_seconds'?" in ended.stderr

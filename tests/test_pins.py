@@ -29,7 +29,7 @@ async def test_forget_gives_up_only_its_own_key() -> None:
     table = PinTable(MemoryStore())
     await table.record(b"key", "a", None)
     await table.record(b"other", "b", None)
-    await table.forget(b"key")
-    await table.forget(b"never there")
+    assert await table.forget(b"key") is True
+    assert await table.forget(b"never there") is False
     assert await table.look_up(b"key") is None
     assert await table.look_up(b"other") is not None

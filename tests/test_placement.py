@@ -6,8 +6,16 @@ from typing import Any
 
 import pytest
 from asgi_lifespan import LifespanManager
+from fastapi import Depends, FastAPI, HTTPException
 from starlette.applications import Starlette
-from starlette.authentication import AuthCredentials, AuthenticationBackend, AuthenticationError, BaseUser, SimpleUser
+from starlette.authentication import (
+    AuthCredentials,
+    AuthenticationBackend,
+    AuthenticationError,
+    BaseUser,
+    SimpleUser,
+    requires,
+)
 from starlette.middleware import Middleware
 from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.middleware.cors import CORSMiddleware
@@ -17,7 +25,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from asgi_driver import CHAT, DECISION, SESSION, Gateway, Header, call, http_scope
+from asgi_driver import CHAT, DECISION, JSON_TYPE, SESSION, Gateway, Header, call, http_scope
 from asgi_session_pin import MemoryStore, SessionPinMiddleware
 
 PINNING = Middleware(SessionPinMiddleware)
@@ -54,7 +62,7 @@ class Keys(AuthenticationBackend):
         key = conn.headers.get("authorization", "").removeprefix("Bearer ")
         if key not in self.keys:
             raise AuthenticationError("revoked")
-        return AuthCredentials(), SimpleUser(key)
+        return AuthCredentials(["known"]), SimpleUser(key)
 
 
 def authentication(backend: Keys) -> Middleware:
@@ -83,6 +91,63 @@ async def test_inside_authentication_a_revoked_key_gets_its_401() -> None:
 
 async def test_outside_authentication_a_remembered_decision_outlives_its_key() -> None:
     assert await status_after_revoking(DECISION, "pinning", "authentication") == 200
+
+
+class Anonymous(Keys):
+    """Knows who comes with a key, and lets anybody else pass as nobody."""
+
+    async def authenticate(self, conn: HTTPConnection) -> Any:
+        try:
+            return await super().authenticate(conn)
+        except AuthenticationError:
+            return None
+
+
+@requires("known", status_code=403)
+async def choose_for_known(request: Request) -> Response:
+    return await choose(request)
+
+
+def guarded_by_requires(backend: Keys) -> ASGIApp:
+    routes = [Route(path, choose_for_known, methods=["POST"]) for path in (CHAT, DECISION)]
+    return stack(Middleware(AuthenticationMiddleware, backend=backend), PINNING, routes=routes)
+
+
+def guarded_by_depends(backend: Keys) -> ASGIApp:
+    async def check(request: Request) -> None:
+        try:
+            await Keys.authenticate(backend, request)
+        except AuthenticationError as error:
+            raise HTTPException(status_code=403) from error
+
+    app = FastAPI(dependencies=[Depends(check)])
+    app.add_middleware(SessionPinMiddleware)
+    for path in (CHAT, DECISION):
+        app.post(path)(answer_fastapi)
+    return app
+
+
+async def answer_fastapi(body: dict[str, Any]) -> dict[str, Any]:
+    return {"model": "a"}
+
+
+@pytest.mark.parametrize("guard", [guarded_by_requires, guarded_by_depends])
+async def test_what_refuses_inside_of_the_app_does_not_guard_a_remembered_decision(guard: Any) -> None:
+    backend = Anonymous("key-1")
+    app = guard(backend)
+    for path in (CHAT, DECISION):
+        assert (await call(app, AUTO, SESSION, KEY, JSON_TYPE, path=path)).start["status"] == 200
+    backend.keys.clear()
+    assert (await call(app, AUTO, SESSION, KEY, JSON_TYPE, path=CHAT)).start["status"] == 403
+    assert (await call(app, AUTO, SESSION, KEY, JSON_TYPE, path=DECISION)).start["status"] == 200
+
+
+async def test_a_decision_endpoint_that_is_ignored_is_always_the_apps() -> None:
+    gateway = Gateway("a", "b", "c")
+    endpoints = [{"path": "*/routing/v1/chat/completions", "kind": "ignore"}, {"path": "*/chat/completions"}]
+    app = SessionPinMiddleware(gateway, config={"endpoints": endpoints})
+    assert [(await call(app, AUTO, SESSION, path=DECISION)).pin_status for _ in range(2)] == [None, None]
+    assert (await call(app, AUTO, SESSION)).pin_status == "miss"
 
 
 async def test_completions_meet_authentication_on_either_side() -> None:

@@ -264,8 +264,9 @@ async def test_forget_gives_a_session_up() -> None:
     credential = (b"authorization", b"Bearer k")
     await call(app, {"model": "auto"}, SESSION, credential)
     await call(app, {"model": "auto"}, SESSION)
-    await app.forget("session-1", headers={"Authorization": "Bearer k", "Accept": "*/*"}, model="auto")
-    await app.forget("another")
+    assert await app.forget("session-1", headers={"Authorization": "Bearer k", "Accept": "*/*"}, model="auto")
+    assert not await app.forget("session-1", headers={"Authorization": "Bearer k"}, model="auto")
+    assert not await app.forget("another")
     assert (await call(app, {"model": "auto"}, SESSION)).pin_status == "hit"
     assert (await call(app, {"model": "auto"}, SESSION, credential)).pin_status == "miss"
 
@@ -278,3 +279,20 @@ async def test_an_id_of_any_bytes_goes_through_text_and_back(session_id: bytes) 
     assert router.seen[0] is not None
     await app.forget(router.seen[0][0], model="auto")
     assert (await call(app, {"model": "auto"}, (b"x-session-id", session_id))).pin_status == "miss"
+
+
+async def answers_later(scope: Scope) -> str | None:
+    return "id"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"session_id": "x-agent-id"}, "session_id: found 'x-agent-id', expected a plain function"),
+        ({"session_id": answers_later}, r"session_id: found <function answers_later .*>, expected a plain function"),
+        ({"listeners": [print, answers_later]}, r"listeners: found <function answers_later .*>, expected a plain fun"),
+    ],
+)
+def test_a_callable_that_could_never_work_is_refused_at_once(arguments: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        SessionPinMiddleware(Gateway(), **arguments)

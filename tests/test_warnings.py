@@ -52,6 +52,32 @@ async def test_litellm_that_answers_under_the_name_asked_for_is_warned_of(caplog
     assert caplog.text.count("LiteLLM hides the model that it chose") == 1
 
 
+def test_failures_are_told_with_their_traceback_once_a_minute(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("asgi_session_pin._warnings.time.monotonic", lambda: now)
+    warn = Warnings(Config())
+
+    def fail() -> None:
+        for what in ("the store failed", "a listener failed"):
+            try:
+                raise OSError(what)
+            except OSError:
+                warn.failed(what)
+
+    fail()
+    fail()
+    assert caplog.messages == ["the store failed", "a listener failed"]
+    assert "OSError: a listener failed" in caplog.text
+    now += 59
+    fail()
+    assert len(caplog.messages) == 2
+    now += 1
+    fail()
+    assert len(caplog.messages) == 4
+
+
 async def test_litellm_with_its_own_source_or_another_name_is_fine(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -10,6 +10,8 @@ class PinStore(Protocol):
 
     What holds for every method:
 
+    - When a pin lapses, and how many there are, is the store's own affair: `routing.session_ttl_seconds` and
+      `routing.session_max_entries` are for the stores that `store.url` names.
     - A pin may be gone at any time (lapsed, pushed out, lost in a restart): that is a miss, not a failure.
     - A failure is raised, whatever its class, and the request goes on as if there were no pin. It is never turned into
       a miss silently.
