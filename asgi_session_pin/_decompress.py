@@ -10,6 +10,7 @@ import zlib
 from typing import Any, Protocol
 
 MAX_CODINGS = 4  # in a row; servers send one
+MAX_FRAMES = 100  # one behind the other; each one costs a copy of the rest
 
 
 class Decoder(Protocol):
@@ -47,18 +48,20 @@ class _Frames:
         self._open_frame = open_frame
         self._error = error
         self._frame = open_frame()
-        self._first = True
+        self._frames = 1
 
     def decode(self, data: bytes, room: int) -> bytes:
         pieces: list[bytes] = []
         while data:
             if self._frame.eof:
                 self._frame = self._open_frame()
-                self._first = False
+                self._frames += 1
+                if self._frames > MAX_FRAMES:
+                    raise ValueError("too many frames")
             try:
                 pieces.append(self._frame.decompress(data, room))
             except self._error:
-                if self._first:
+                if self._frames == 1:
                     raise ValueError("not of its coding") from None
                 break  # padding behind the last frame
             room -= len(pieces[-1])
@@ -120,7 +123,16 @@ def _optional(*modules: str) -> Any:
     return None
 
 
-_brotli = _optional("brotli", "brotlicffi")
+def _bounded(brotli: Any) -> Any:
+    """Return *brotli* if it can bound its output, which it can since 1.2; None otherwise."""
+    try:
+        brotli.Decompressor().process(b"", output_buffer_limit=1)
+    except Exception:
+        return None
+    return brotli
+
+
+_brotli = _bounded(_optional("brotli", "brotlicffi"))
 _zstd = _optional("compression.zstd", "backports.zstd")
 _MAKERS: dict[str, Any] = {
     "gzip": _gzip,

@@ -38,6 +38,10 @@ class _Reader:
                 value = value.fill()
             except YAMLFault as fault:
                 return self._fault(path, str(fault))
+        if typing.get_origin(kind) is typing.Annotated and typing.get_origin(typing.get_args(kind)[0]) is tuple:
+            kind = typing.get_args(kind)[0]
+            if isinstance(value, list | tuple) and not value:
+                return self._fault(path, "found an empty list, expected at least one item")
         if typing.get_origin(kind) is tuple:
             return self._read_list(kind, value, path)
         if typing.get_origin(kind) is dict:

@@ -1,6 +1,7 @@
 """What the operator is told: once for each subject, or now and then while something fails."""
 
 import os
+import re
 import sys
 import time
 from collections.abc import Hashable
@@ -85,7 +86,8 @@ class Warnings:
 def count_workers(command: list[str], environment: str) -> int:
     """Return how many workers a server's command line or the variable WEB_CONCURRENCY asks for."""
     counts = [environment]
-    if command and Path(command[0]).name in _SERVERS:
-        words = " ".join(command[1:]).replace("=", " ").split()
+    program = Path(command[0]) if command else Path()
+    if program.name in _SERVERS or (program.name == "__main__.py" and program.parent.name in _SERVERS):
+        words = re.sub(r"(?:^|(?<= ))-w(?=\d)|=", " -w ", " ".join(command[1:])).split()
         counts += [value for option, value in pairwise(words) if option in ("--workers", "-w")]
     return max([1, *(int(count) for count in counts if count.isdecimal())])

@@ -83,7 +83,7 @@ class Answer(Opaque):
             try:
                 asking = exchange.pinning.table.record(exchange.key, *decided)
                 pin = await (exchange.timed(asking) if exchange.pinning.listeners else asking)
-                exchange.model = pin.model if pin else None
+                exchange.model = pin.model
             except Exception:
                 exchange.store_failed()
         if message["type"] == "http.response.start":

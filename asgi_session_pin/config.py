@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -13,7 +13,8 @@ from ._settings import SECRETS, read_settings
 from ._yaml import MAX_BYTES, YAMLFault, dump_yaml, load_yaml
 
 _MAX_SECONDS = 1_000_000_000  # thirty years: whatever is longer is a mistake
-_HEADER = r"header:[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+# A token of RFC 9110, section 5.6.2; our own headers are no source of anything.
+_HEADER = r"header:(?!(?i:x-session-pin|x-session-pinned|x-session-model)\Z)[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _BODY = r"body:[^.\s]+(\.[^.\s]+)*"
 
 Seconds = Annotated[
@@ -21,7 +22,10 @@ Seconds = Annotated[
 ]
 Count = Annotated[int, Meta(ge=1, le=10**9, description="a whole number from 1 to 1,000,000,000")]
 Bytes = Annotated[int, Meta(ge=1, le=10**12, description="a whole number of bytes from 1 to 1,000,000,000,000")]
+ItemT = TypeVar("ItemT")
+AtLeastOne = Annotated[tuple[ItemT, ...], Meta(min_length=1)]
 Name = Annotated[str, Meta(min_length=1, description="a name or a pattern with *")]
+RouterModel = Annotated[str, Meta(pattern=r"[^*]", description="a name or a pattern with *, but not * alone")]
 SessionSource = Annotated[
     str,
     Meta(
@@ -71,7 +75,7 @@ class Routing(_Section, frozen=True):
     session_ttl_sliding: bool = True
     session_max_age_seconds: Seconds | None = None
     session_max_entries: Count = 10_000
-    router_models: tuple[Name, ...] = ()
+    router_models: tuple[RouterModel, ...] = ()
 
 
 class Sessions(_Section, frozen=True):
@@ -84,7 +88,7 @@ class Sessions(_Section, frozen=True):
     - `secret`: keys the digest of ids, so that whoever can read a shared store can't test guessed ids against it.
     """
 
-    sources: tuple[SessionSource, ...] = ("header:x-session-id",)
+    sources: AtLeastOne[SessionSource] = ("header:x-session-id",)
     partition_by: tuple[PartitionPart, ...] = (
         "header:authorization",
         "header:x-api-key",
@@ -156,7 +160,7 @@ class Config(_Section, frozen=True):
     routing: Routing = Routing()
     sessions: Sessions = Sessions()
     decisions: Decisions = Decisions()
-    endpoints: tuple[Endpoint, ...] = (
+    endpoints: AtLeastOne[Endpoint] = (
         Endpoint(path="*/routing/v1/chat/completions", kind="decision"),
         Endpoint(path="*/deployments/*", kind="ignore"),  # the path names the model there: a body's model would lie
         Endpoint(path="*/engines/*", kind="ignore"),

@@ -8,7 +8,7 @@ from starlette.types import Message, Send
 from ._headers import HeaderPicker, Headers, content_length, is_identity, without
 from ._json import Members, decode_members, encode_json
 from .pins import Pin
-from .request import SIGNATURE_HEADERS
+from .request import FRAMING_HEADERS, SIGNATURE_HEADERS
 from .response import JSON, media_type
 
 MAX_REMEMBERED_BYTES = 8_192
@@ -31,8 +31,11 @@ def remember(members: Members) -> bytes | None:
 
 
 def remember_route(model: str, route: str | None) -> bytes | None:
-    """Return the decision object of a decision that was stated with its route."""
-    return None if route is None else remember(decode_members(encode_json({"model": model, "route": route})))
+    """Return the decision object of a decision that was stated with its route, if that is text that can be written."""
+    try:
+        return remember(decode_members(encode_json({"model": model, "route": route}))) if type(route) is str else None
+    except ValueError:  # a lone surrogate
+        return None
 
 
 def reply(pin: Pin, session_id: bytes, headers: Headers) -> bytes:
@@ -59,6 +62,7 @@ class DecisionEditor:
         self._session_id = session_id
         self._limit = limit
         self._held: list[Message] = []
+        self._size = 0
 
     async def send(self, message: Message) -> None:
         """The app's `send`."""
@@ -81,15 +85,18 @@ class DecisionEditor:
 
     async def _send_held(self, message: Message) -> None:
         self._held.append(message)
-        whole = message["type"] == "http.response.body"
-        size = sum(len(held.get("body", b"")) for held in self._held)
-        if whole and message.get("more_body") and size <= self._limit:
-            return
+        self._size += len(message.get("body", b""))
+        fits = message["type"] == "http.response.body" and self._size <= self._limit
+        if not (fits and message.get("more_body")):
+            if fits:
+                self._held = self._edit(self._held)
+            await self.release()
+
+    async def release(self) -> None:
+        """Send what is held: it is edited or can't be, or the app returned before its answer was whole."""
         held, self._held = self._held, []
-        if whole and size <= self._limit:
-            held = self._edit(held)
-        for ready in held:
-            await self._send(ready)
+        for message in held:
+            await self._send(message)
 
     def _edit(self, held: list[Message]) -> list[Message]:
         start, *bodies = held
@@ -99,6 +106,6 @@ class DecisionEditor:
             return held
         ours = {"session_id": self._session_id.decode(errors="replace"), "pinned": False}
         content = encode_json({**members, **{name: value for name, value in ours.items() if name not in members}})
-        headers = without(start.get("headers", ()), {b"content-length"})
+        headers = without(start.get("headers", ()), FRAMING_HEADERS)
         start = {**start, "headers": [*headers, (b"content-length", b"%d" % len(content))]}
         return [start, {"type": "http.response.body", "body": content, "more_body": False}]

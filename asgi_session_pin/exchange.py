@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -16,18 +16,18 @@ from .config import Config, Endpoint
 from .decision import DecisionEditor, ask_for_identity, remember, remember_route, reply
 from .events import Listener, PinEvent
 from .pins import Pin, PinTable
-from .request import RequestBody, pinned_headers, why_unreadable
+from .request import RequestBody, inner_scope, pinned_headers, why_unreadable
 from .response import MAX_NAME, DecisionRules, ResponseReader
 from .session import AskedModel, SessionReader, asked_model
 
-SCOPE_KEY = "asgi_session_pin"
+AnswerT = TypeVar("AnswerT")
 
 
 class Stated(NamedTuple):
-    """A decision that the app's own router stated."""
+    """A decision that the app's own router stated, with the object to keep of it."""
 
     model: str
-    route: str | None
+    decision: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ class Exchange(Opaque):
             asking = pinning.table.look_up(self.key)
             pin = await (self.timed(asking) if pinning.listeners else asking)
             if control == b"reset" and pin is not None:
-                await pinning.table.give_up(self.key, pin)
+                await self.timed(pinning.table.give_up(self.key, pin))
                 pin = None
         except Exception:
             self.store_failed()
@@ -132,8 +132,10 @@ class Exchange(Opaque):
         return await self._use(pin, members, body)
 
     def _pass_on(self, status: bytes, reason: bytes | None, receive: Receive) -> Awaitable[None]:
-        if self.session_id is None:
-            return self._call(self.headers, receive, self.server_send)
+        if self.session_id is None:  # a source in the body comes first, and the body tells nothing
+            self.session_id = self.pinning.sessions.find_id(self.picked, {})
+            if self.session_id is None:
+                return self._call(self.headers, receive, self.server_send)
         self.status = status
         self.reason = reason
         return self._call(self.headers, receive, Answer(self, self.server_send).send)
@@ -149,9 +151,12 @@ class Exchange(Opaque):
         send = Answer(self, self.server_send).send
         if not self.decides:
             return self._call(self.headers, body.receive, send)
-        limit = self.pinning.config.limits.max_inspected_response_bytes
-        editor = DecisionEditor(send, session_id, limit)
-        return self._call(ask_for_identity(self.headers), body.receive, editor.send)
+        return self._route_decision(body, session_id, send)
+
+    async def _route_decision(self, body: RequestBody, session_id: bytes, send: Send) -> None:
+        editor = DecisionEditor(send, session_id, self.pinning.config.limits.max_inspected_response_bytes)
+        await self._call(ask_for_identity(self.headers), body.receive, editor.send)
+        await editor.release()
 
     async def _reply(self, pin: Pin, session_id: bytes) -> None:
         content = reply(pin, session_id, self.headers)
@@ -160,33 +165,25 @@ class Exchange(Opaque):
         await answer.send({"type": "http.response.start", "status": 200, "headers": headers})
         await answer.send({"type": "http.response.body", "body": content, "more_body": False})
 
-    async def _call(self, headers: Headers, receive: Receive, send: Send) -> None:
-        """Call the app with other headers; what it adds to its scope is in the server's own afterwards."""
-        scope = self.scope
-        inner = {**scope, "headers": headers, SCOPE_KEY: self}
-        try:
-            await self.pinning.app(inner, receive, send)
-        finally:
-            inner["headers"] = scope["headers"]
-            del inner[SCOPE_KEY]
-            scope.update(inner)
+    def _call(self, headers: Headers, receive: Receive, send: Send) -> Awaitable[None]:
+        return self.pinning.app(inner_scope(self.scope, headers, self), receive, send)
 
     def state(self, model: str, route: str | None) -> None:
         """Take the decision from the app's own router, unless the response has settled it."""
         if not self.pinning.rules.is_usable(model):
             self.pinning.warn.unusable(str(model))
         elif self.learns:
-            self.stated = Stated(model, route)
+            self.stated = Stated(model, remember_route(model, route))
             self.is_stated = not self.decides
 
     def decide(self, reader: ResponseReader) -> tuple[str, bytes | None] | None:
         """Return the model that was stated, or that the response names, and the decision object to keep with it."""
         found = reader.decision
-        if self.stated is not None:
-            model, route = self.stated
-            return model, remember(reader.members) if self.decides else remember_route(model, route)
+        if self.stated is not None and not (reader.failed and self.decides):
+            return self.stated.model, remember(reader.members) if self.decides else self.stated.decision
         if found is None:
-            self.pinning.warn.unnamed()
+            if not reader.failed:
+                self.pinning.warn.unnamed()
             return None
         if found.model is None:
             self.pinning.warn.unusable(found.name)
@@ -200,7 +197,7 @@ class Exchange(Opaque):
         self.reason = b"store-unavailable"
         self.pinning.warn.failed("the pin store failed; requests go on without a pin")
 
-    async def timed(self, asking: Awaitable[Pin | None]) -> Pin | None:
+    async def timed(self, asking: Awaitable[AnswerT]) -> AnswerT:
         """Count the time that the store takes, for the listeners."""
         started = perf_counter()
         try:

@@ -1,7 +1,7 @@
 """SessionPinMiddleware: which requests are ours, and the life of what they share."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from inspect import iscoroutinefunction
 from typing import Any
@@ -13,9 +13,9 @@ from ._patterns import Patterns
 from ._warnings import Warnings
 from .config import Config, Endpoint
 from .events import Listener
-from .exchange import SCOPE_KEY, Exchange, Pinning
+from .exchange import Exchange, Pinning
 from .pins import PinTable
-from .request import CONTROL_HEADERS, HEADER_NAMES, UNUSUAL_HEADERS
+from .request import CONTROL_HEADERS, HEADER_NAMES, SCOPE_KEY, UNUSUAL_HEADERS
 from .response import DecisionRules
 from .session import AskedModel, SessionReader
 from .stores import PinStore, open_store
@@ -43,20 +43,22 @@ class SessionPinMiddleware:
         config: Config | str | os.PathLike[str] | Mapping[str, Any] | None = None,
         store: PinStore | None = None,
         session_id: Callable[[Scope], str | None] | None = None,
-        listeners: Sequence[Listener] = (),
+        listeners: Iterable[Listener] = (),
     ) -> None:
         settings = Config.load(config)
+        listeners = tuple(listeners)
         functions: list[tuple[str, Any]] = [("listeners", listener) for listener in listeners]
         if session_id is not None:
             functions.append(("session_id", session_id))
         for name, function in functions:
-            if not callable(function) or iscoroutinefunction(function):
+            if not callable(function) or iscoroutinefunction(function) or iscoroutinefunction(function.__call__):
                 raise TypeError(f"{name}: found {function!r}, expected a plain function")
         self.app = app
         sources = settings.sessions.sources if session_id is None else ()
         self._sessions = SessionReader(settings.sessions, sources)
         self._call_session_id = session_id
         self._headers = HeaderPicker(HEADER_NAMES | self._sessions.header_names)
+        self._by_headers = session_id is None and not self._sessions.reads_bodies  # which alone tell the session
         self._without_session = NameMemory()
         self._endpoints = [(Patterns([endpoint.path]), endpoint) for endpoint in settings.endpoints]
         self._endpoint = lru_cache(maxsize=256)(self._find_endpoint)
@@ -71,7 +73,7 @@ class SessionPinMiddleware:
                 max_age_seconds=settings.routing.session_max_age_seconds,
             ),
             warn=Warnings(settings),
-            listeners=tuple(listeners),
+            listeners=listeners,
             max_request_bytes=settings.limits.max_request_bytes,
             tells=settings.response_headers,
             foreign=NameMemory(),
@@ -102,7 +104,7 @@ class SessionPinMiddleware:
         headers = scope.get("headers", ())
         if type(headers) is not list:  # servers also give iterators
             headers = scope["headers"] = list(headers)
-        if self._without_session.covers(map(header_name, headers)):
+        if self._by_headers and self._without_session.covers(map(header_name, headers)):
             return None
         picked = self._headers.pick(headers)
         session_id = self._sessions.find_id(picked) if self._call_session_id is None else self._ask_for_id(scope)
@@ -114,7 +116,7 @@ class SessionPinMiddleware:
             return Exchange(
                 self._pinning, endpoint, scope, receive, send, headers, picked, unusual, session_id, decides
             )
-        if self._call_session_id is None:
+        if self._by_headers:
             self._without_session.learn(headers)
         return None
 

@@ -1,7 +1,9 @@
 """The request on its way to the app: read the body within its limit, put a model in, replay it."""
 
+from typing import Any
+
 from msgspec import field
-from starlette.types import Message, Receive
+from starlette.types import Message, Receive, Scope
 
 from ._headers import Headers, content_length, is_identity, without
 from ._log import Opaque
@@ -11,6 +13,10 @@ SIGNATURE_HEADERS = frozenset({b"content-digest", b"repr-digest", b"digest", b"c
 FRAMING_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
 CONTROL_HEADERS = frozenset({b"x-session-pin", b"x-session-pinned", b"x-session-model"})
 PINNED = (b"x-session-pinned", b"true")
+
+SCOPE_KEY = "asgi_session_pin"
+_INSIDE = frozenset({"headers", SCOPE_KEY})
+
 # Those of which a usual request has none.
 UNUSUAL_HEADERS = SIGNATURE_HEADERS | CONTROL_HEADERS | {b"content-encoding", b"transfer-encoding"}
 HEADER_NAMES = SIGNATURE_HEADERS | FRAMING_HEADERS | CONTROL_HEADERS | {b"content-encoding", b"authorization"}
@@ -28,6 +34,45 @@ def why_unreadable(headers: dict[bytes, bytes], unusual: bool, limit: int) -> by
     if b"content-length" in headers and len(headers[b"content-length"]) > 6:  # a smaller one is read in no time
         return b"body-too-large" if (content_length(headers) or 0) > limit else None
     return None
+
+
+class InnerScope(dict[str, Any]):
+    """A copy of the server's scope with headers of ours, and a mark.
+
+    What the app sets in it (`route`, `path_params`, `user`) is in the server's at once, so that outer middleware sees
+    it whenever it looks, as without us; `headers` and the mark stay inside.
+    """
+
+    __slots__ = ("outer",)
+
+    outer: Scope
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        if key not in _INSIDE:
+            self.outer[key] = value
+
+    def update(self, *others: Any, **values: Any) -> None:
+        """As for any dict."""
+        for key, value in dict(*others, **values).items():
+            self[key] = value
+
+    def __ior__(self, other: Any) -> "InnerScope":  # type: ignore[override,misc]
+        self.update(other)
+        return self
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        """As for any dict."""
+        if key not in self:
+            self[key] = default
+        return self[key]
+
+
+def inner_scope(outer: Scope, headers: Headers, mark: object) -> InnerScope:
+    """Return the scope for the app; under `SCOPE_KEY` it has *mark*."""
+    scope = InnerScope(outer, headers=headers, asgi_session_pin=mark)
+    scope.outer = outer
+    return scope
 
 
 class RequestBody(Opaque):
@@ -51,23 +96,22 @@ class RequestBody(Opaque):
         content = bytes(message.get("body", b""))
         if not message.get("more_body"):
             return content if len(content) <= limit else None
-        return await self._read_on([content], limit)
+        return await self._read_on(bytearray(content), limit)
 
-    async def _read_on(self, chunks: list[bytes], limit: int) -> bytes | None:
-        left = limit - len(chunks[0])
-        while left >= 0:
+    async def _read_on(self, content: bytearray, limit: int) -> bytes | None:
+        # One buffer, not a list of messages: a client could send its bytes one by one, and empty messages without end.
+        more = True
+        while more and len(content) <= limit:
             message = await self.server_receive()
-            self.messages.append(message)
             if message["type"] != "http.request":
                 self.cut_off = True
+                self.messages = [{"type": "http.request", "body": bytes(content), "more_body": True}, message]
                 return None
-            chunks.append(bytes(message.get("body", b"")))
-            left -= len(chunks[-1])
-            if left >= 0 and not message.get("more_body"):
-                content = b"".join(chunks)
-                self.replace(content)
-                return content
-        return None
+            content += message.get("body", b"")
+            more = message.get("more_body", False)
+        whole = bytes(content)
+        self.messages = [{"type": "http.request", "body": whole, "more_body": more}]
+        return whole if len(whole) <= limit else None
 
     def replace(self, content: bytes) -> None:
         """Let the app receive *content* instead."""

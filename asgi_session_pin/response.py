@@ -9,7 +9,7 @@ import msgspec
 
 from ._decompress import Decoder, open_decoder
 from ._headers import HeaderPicker, content_length, is_identity
-from ._json import Members, decode_members, find_string
+from ._json import NULL, Members, decode_members, find_string
 from ._log import Opaque
 from ._patterns import Alias, Patterns
 from ._sse import EventDecoder
@@ -56,6 +56,8 @@ class DecisionRules:
 
         With *whole* the body is read even where a header has the answer.
         """
+        if whole and media_type(headers.get(b"content-type", b"")) != JSON:
+            return ResponseReader(self, headers, asked, finished=True, failed=True)  # no decision object, so none kept
         if not whole and not self._source_headers.isdisjoint(headers):
             found = self.decide(headers, None, asked)
             if found is not None and found.model is not None:
@@ -115,13 +117,15 @@ class ResponseReader(Opaque):
     """Looks for the decision in one response, as it passes.
 
     `finished` tells when there is nothing more to look for; `decision` is what was found, and `members` the JSON object
-    of the body that was read for it.
+    of the body that was read for it. `failed` tells that nothing can be learned here: it is an error, whatever its
+    status, or no decision object where one is wanted.
     """
 
     rules: DecisionRules
     headers: dict[bytes, bytes]
     asked: str | None
     finished: bool = False
+    failed: bool = False
     decision: Decision | None = None
     members: Members = msgspec.field(default_factory=dict)
     decoder: Decoder | None = None
@@ -133,7 +137,7 @@ class ResponseReader(Opaque):
         if self.decoder is not None:
             try:
                 data = self.decoder.decode(chunk, self.rules.max_bytes - self.size + 1)
-            except ValueError:
+            except Exception:  # a look must never raise into the app, whatever a decoder does
                 return self.finish()
         self.size += len(data)
         if self.size > self.rules.max_bytes:
@@ -145,7 +149,8 @@ class ResponseReader(Opaque):
 
     def finish(self) -> None:
         """Decide by what was found."""
-        self.decision = self.rules.decide(self.headers, self.members, self.asked)
+        self.failed = _is_error(self.members)
+        self.decision = None if self.failed else self.rules.decide(self.headers, self.members, self.asked)
         self.finished = True
 
 
@@ -183,10 +188,17 @@ class EventReader(ResponseReader):
                 members = decode_members(event)
             except ValueError:  # such as "[DONE]"
                 continue
-            if self.rules.decide({}, members, self.asked) is not None:
+            if _is_error(members) or self.rules.decide({}, members, self.asked) is not None:
                 self.members = members
                 return self.finish()
         return None if more else self.finish()
+
+
+def _is_error(members: Members) -> bool:
+    """Tell whether a body or an event is an error, as gateways also send them with status 200."""
+    if "error" in members and members["error"] != NULL:
+        return True
+    return "type" in members and find_string(members, ("type",)) in ("error", "response.failed")
 
 
 def _settled(reader: ResponseReader) -> ResponseReader:

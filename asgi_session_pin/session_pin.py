@@ -3,7 +3,8 @@
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
-from .exchange import SCOPE_KEY, Exchange
+from .exchange import Exchange
+from .request import SCOPE_KEY
 
 
 class SessionPin:

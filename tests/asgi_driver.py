@@ -1,5 +1,6 @@
 """A hand-made server side: calls an ASGI app with one request and keeps what it sends, in order."""
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
@@ -60,12 +61,16 @@ def http_scope(*headers: Header, path: str = CHAT, method: str = "POST") -> dict
     }
 
 
-def receive_from(messages: Iterable[Message]) -> Receive:
-    """A server's receive: the messages, then a client that stays until the end."""
+def receive_from(messages: Iterable[Message], answered: asyncio.Event | None = None) -> Receive:
+    """A server's receive: the messages, then a client that stays until it is *answered*, or leaves at once."""
     left = list(messages)
 
     async def receive() -> Message:
-        return left.pop(0) if left else {"type": "http.disconnect"}
+        if left:
+            return left.pop(0)
+        if answered is not None:
+            await answered.wait()
+        return {"type": "http.disconnect"}
 
     return receive
 
@@ -90,11 +95,14 @@ async def call(
         length = b"%d" % sum(map(len, chunks))
         scope = http_scope((b"host", b"test"), (b"content-length", length), *headers, path=path, method=method)
     answer = Answer()
+    answered = asyncio.Event()
 
     async def send(message: Message) -> None:
         answer.messages.append(message)
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            answered.set()
 
-    await app(scope, receive_from(body_messages(*chunks)), send)
+    await app(scope, receive_from(body_messages(*chunks), answered), send)
     return answer
 
 

@@ -353,9 +353,13 @@ texts = st.text(min_size=1) | st.sampled_from(["null", "1e3", "=", "${X}", "$$",
 @given(
     st.builds(
         Config,
-        routing=st.builds(Routing, session_ttl_seconds=seconds, router_models=st.lists(texts).map(tuple)),
+        routing=st.builds(
+            Routing,
+            session_ttl_seconds=seconds,
+            router_models=st.lists(texts.filter(lambda text: text.strip("*") != "")).map(tuple),
+        ),
         decisions=st.builds(Decisions, aliases=st.dictionaries(texts, texts.map(lambda text: text.replace("*", "+")))),
-        endpoints=st.lists(st.builds(Endpoint, path=texts.map("/".__add__))).map(tuple),
+        endpoints=st.lists(st.builds(Endpoint, path=texts.map("/".__add__)), min_size=1).map(tuple),
         response_headers=st.booleans(),
     )
 )

@@ -169,3 +169,30 @@ async def test_a_message_of_another_kind_ends_the_holding() -> None:
 
     answer = await decide(SessionPinMiddleware(app), SESSION)
     assert [message["type"] for message in answer.messages] == ["http.response.start", "http.response.pathsend"]
+
+
+async def test_an_edited_answer_has_one_framing_header() -> None:
+    app = SessionPinMiddleware(Router(DECIDED, headers=[JSON_TYPE, (b"transfer-encoding", b"chunked")]))
+    answer = await decide(app, SESSION)
+    assert answer.headers["content-length"] == str(len(answer.body))
+    assert "transfer-encoding" not in answer.headers
+
+
+async def test_a_service_that_does_not_answer_in_json_is_not_pinned() -> None:
+    for media_type in (SSE_TYPE, (b"content-type", b"text/plain")):
+        chosen = (b"x-vsr-selected-model", b"a")
+        router = Router(*[b'data: {"model":"a"}\n\n'] * 2, headers=[media_type, chosen])
+        app = SessionPinMiddleware(router)
+        answers = [await decide(app, SESSION) for _ in range(2)]
+        assert [answer.pin_status for answer in answers] == ["miss", "miss"]
+        assert answers[0].body == answers[1].body
+
+
+async def test_what_is_held_is_sent_when_the_app_returns_before_its_answer_is_whole() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await read_body(receive)
+        await send({"type": "http.response.start", "status": 200, "headers": [JSON_TYPE]})
+        await send({"type": "http.response.body", "body": b'{"mod', "more_body": True})
+
+    answer = await decide(SessionPinMiddleware(app), SESSION)
+    assert (answer.start["status"], answer.body) == (200, b'{"mod')

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import json
 import tracemalloc
+import types
 import zlib
 from collections.abc import Callable
 
@@ -147,3 +148,30 @@ async def test_a_gzip_bomb_of_300_mb_costs_bounded_memory(layers: int) -> None:
         tracemalloc.stop()
     assert (first.body, model) == (bomb, None)
     assert peak < 40_000_000
+
+
+def test_frames_without_end_are_refused_before_they_cost_time() -> None:
+    empty = gzip.compress(b"")
+    assert decode(b"gzip", [empty * 100]) == b""
+    with pytest.raises(ValueError, match="too many frames"):
+        decode(b"gzip", [empty * 101])
+
+
+async def test_a_decoder_that_breaks_never_breaks_the_response(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def decode(self, data: bytes, room: int) -> bytes:
+            raise TypeError("an old library")
+
+    monkeypatch.setitem(_decompress._MAKERS, "br", Broken)
+    first, model = await pinned_by([b"..."], JSON_TYPE, (b"content-encoding", b"br"))
+    assert (first.body, model) == (b"...", None)
+
+
+def test_a_brotli_that_cannot_bound_its_output_is_as_if_it_were_not_there() -> None:
+    class Decompressor:
+        def process(self, data: bytes) -> bytes:
+            return data
+
+    assert _decompress._bounded(types.SimpleNamespace(Decompressor=Decompressor)) is None
+    assert _decompress._bounded(brotli) is brotli
+    assert _decompress._bounded(None) is None

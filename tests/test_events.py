@@ -1,5 +1,7 @@
 """One event for each request with a session."""
 
+import asyncio
+
 import pytest
 from starlette.types import Send
 
@@ -42,6 +44,19 @@ async def test_the_time_in_the_store_and_its_failures_are_told() -> None:
     await call(app, {"model": "auto"}, SESSION)
     assert (events[0].status, events[0].reason, events[0].model) == ("miss", "store-unavailable", "a")
     assert 0 < events[0].store_seconds < 10
+
+
+async def test_the_time_of_a_reset_counts_too() -> None:
+    class Slow(MemoryStore):
+        async def discard(self, key: bytes, pin: Pin) -> bool:
+            await asyncio.sleep(0.02)
+            return await super().discard(key, pin)
+
+    events: list[PinEvent] = []
+    app = SessionPinMiddleware(Gateway("a", "b"), store=Slow(), listeners=(listener for listener in [events.append]))
+    await call(app, {"model": "auto"}, SESSION)
+    await call(app, {"model": "auto"}, SESSION, (b"x-session-pin", b"reset"))
+    assert events[1].store_seconds > 0.02
 
 
 async def test_a_listener_that_raises_is_logged_and_hurts_nobody(caplog: pytest.LogCaptureFixture) -> None:

@@ -489,14 +489,15 @@ async def test_a_client_that_leaves_while_it_sends_is_the_apps_affair(pieces: in
     events: list[PinEvent] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        received.extend([await receive() for _ in range(pieces + 2)])
+        received.extend([await receive() for _ in range(min(pieces, 1) + 2)])
 
     async def send(message: Message) -> None:
         raise AssertionError
 
     middleware = SessionPinMiddleware(app, listeners=[events.append])
     await middleware(http_scope(SESSION, (b"x-session-model", b"forged")), receive_from(messages), send)
-    assert received == [*messages, gone, gone]
+    sent: list[Message] = [{"type": "http.request", "body": b'{"model":' * pieces, "more_body": True}]
+    assert received == [*sent[: min(pieces, 1)], gone, gone]
     assert [event.reason for event in events] == ["client-disconnected"]
 
 
@@ -509,3 +510,54 @@ async def test_an_exception_out_of_receive_comes_out_as_it_is() -> None:
 
     with pytest.raises(ConnectionResetError, match="gone"):
         await SessionPinMiddleware(Gateway())(http_scope(SESSION), receive, send)
+
+
+@pytest.mark.parametrize(
+    ("media_type", "body"),
+    [
+        (JSON_TYPE, b'{"error":{"message":"overloaded"},"model":"a"}'),
+        (JSON_TYPE, b'{"type":"error","model":"a"}'),
+        (SSE_TYPE, b'event: error\ndata: {"type":"error","model":"a"}\n\ndata: {"model":"a"}\n\n'),
+        (SSE_TYPE, b'data: {"choices":[],"error":{"code":1},"model":"a"}\n\n'),
+        (SSE_TYPE, b'data: {"type":"response.failed","response":{"model":"a"}}\n\n'),
+    ],
+)
+async def test_an_error_with_status_200_records_nothing(
+    media_type: Header, body: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert "pinned a" not in await order_of(start(media_type), piece(body), piece(b"", False))
+    assert caplog.messages == []
+
+
+async def test_an_error_that_is_null_is_none() -> None:
+    body = b'{"object":"response","type":"response","error":null,"model":"a"}'
+    assert "pinned a" in await order_of(start(JSON_TYPE), piece(body, False))
+
+
+@pytest.mark.parametrize("size", [0, 1])
+async def test_a_body_sent_byte_by_byte_costs_memory_by_its_bytes(size: int) -> None:
+    count = 100_000
+    content = b'{"model":"auto"}'.ljust(count) if size else b'{"model":"auto"}'
+    position = 0
+
+    async def trickle() -> Message:
+        nonlocal position
+        body = content[position : position + 1] if size else b""
+        position += 1
+        last = position == count
+        return {"type": "http.request", "body": content if last and not size else body, "more_body": not last}
+
+    gateway = Gateway("a")
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    tracemalloc.start()
+    try:
+        await SessionPinMiddleware(gateway)(http_scope(SESSION), trickle, send)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert gateway.bodies == [content]
+    assert peak < 1_500_000

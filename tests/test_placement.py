@@ -18,6 +18,7 @@ from starlette.authentication import (
 )
 from starlette.middleware import Middleware
 from starlette.middleware.authentication import AuthenticationMiddleware
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import HTTPConnection, Request
@@ -264,11 +265,22 @@ async def test_inside_sees_the_pinned_model_outside_the_asked_one() -> None:
 
 
 async def test_what_the_app_adds_to_its_scope_is_seen_outside() -> None:
-    app = SessionPinMiddleware(stack())
+    seen: list[object] = []
+
+    class Looking(BaseHTTPMiddleware):
+        async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
+            response = await call_next(request)
+            seen.append(request.scope.get("endpoint"))  # when the response starts
+            return response
+
+    app = Looking(SessionPinMiddleware(stack()))
     for _ in range(2):
         scope = http_scope(SESSION)
         await call(app, AUTO, scope=scope)
         assert scope["endpoint"] is choose
+        assert scope["headers"] == [SESSION]
+        assert "asgi_session_pin" not in scope
+    assert seen == [choose, choose]
 
 
 CHAT_INSIDE = [Route("/chat/completions", choose, methods=["POST"])]

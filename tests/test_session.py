@@ -181,3 +181,10 @@ async def test_the_preset_knows_what_coding_agents_send(name: bytes) -> None:
 async def test_the_preset_leaves_ids_that_change_with_each_request_alone() -> None:
     app = SessionPinMiddleware(Gateway("a"), config={"sessions": {"sources": ["preset:coding-agents"]}})
     assert (await call(app, {"model": "auto"}, (b"x-client-request-id", b"1"))).pin_status is None
+
+
+async def test_where_the_body_tells_nothing_a_header_source_behind_it_is_told_why() -> None:
+    config = {"sessions": {"sources": ["body:user", "header:x-session-id"]}}
+    app = SessionPinMiddleware(Gateway("a", "b"), config=config)
+    assert (await call(app, b"no json", SESSION)).pin_status == "ignored; reason=body-not-json"
+    assert (await call(app, {"user": "u"}, SESSION, (b"x-session-pin", b"off"))).pin_status == "off"

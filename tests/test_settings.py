@@ -51,8 +51,8 @@ response_headers: null
         "routing.session_ttl_sliding: found 'yes', expected true or false",
         f"routing.session_max_age_seconds: found nan, {SECONDS_EXPECTED} or null",
         f"routing.session_max_entries: found 0, {COUNT_EXPECTED}",
-        f"routing.router_models.1: found '', {name}",
-        f"routing.router_models.2: found 5, {name}",
+        f"routing.router_models.1: found '', {name}, but not * alone",
+        f"routing.router_models.2: found 5, {name}, but not * alone",
         "routing.session_ttl_second: unknown key, did you mean 'session_ttl_seconds'?",
         "sessions.max_id_length: found 65537, expected a whole number from 1 to 65536",
         'sessions.partition_by: found \'model\', expected a list, each item "header:NAME" or "model"',
@@ -192,7 +192,7 @@ def test_a_secret_in_the_file_is_never_in_a_message(
             "routing:\n  router_models: ${PASSWORD}",
             [
                 "routing.router_models: found '${PASSWORD}', filled in as text, "
-                "expected a list, each item a name or a pattern with *"
+                "expected a list, each item a name or a pattern with *, but not * alone"
             ],
         ),
         (
@@ -345,3 +345,22 @@ def test_what_a_variable_in_the_name_of_an_alias_holds_is_not_shown(
 )
 def test_a_long_text_that_aliases_repeat_makes_no_long_message(file: Path, text: str) -> None:
     assert sum(map(len, faults(file, text))) < 100_000
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ({"sessions": {"sources": []}}, "sessions.sources: found an empty list, expected at least one item"),
+        ({"endpoints": []}, "endpoints: found an empty list, expected at least one item"),
+        (
+            {"routing": {"router_models": ["**"]}},
+            "routing.router_models.0: found '**', expected a name or a pattern with *, but not * alone",
+        ),
+        (
+            {"sessions": {"partition_by": ["header:X-Session-Model"]}},
+            'sessions.partition_by.0: found \'header:X-Session-Model\', expected "header:NAME" or "model"',
+        ),
+    ],
+)
+def test_settings_that_can_never_work_are_refused(source: Any, told: str) -> None:
+    assert faults_of(source) == [told]
