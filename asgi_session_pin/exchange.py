@@ -88,7 +88,7 @@ class Exchange(Opaque):
             return await self._pass_on(b"off", None, self.server_receive)
         if session_id == b"":
             return await self._pass_on(b"ignored", b"invalid-session-id", self.server_receive)
-        unreadable = why_unreadable(picked, self.unusual, pinning.max_request_bytes)
+        unreadable = why_unreadable(picked, pinning.max_request_bytes) if self.unusual else None
         if unreadable is not None:
             return await self._pass_on(b"ignored", unreadable, self.server_receive)
 
@@ -144,7 +144,8 @@ class Exchange(Opaque):
         content = put_model(members, pin.model)
         body.replace(content)
         headers = pinned_headers(self.headers, self.picked, len(content), pin.model.encode())
-        return self._call(headers, body.receive, Answer(self, self.server_send).send)
+        scope = inner_scope(self.scope, headers, self)
+        return self.pinning.app(scope, body.receive, Answer(self, self.server_send).send)
 
     def _route(self, body: RequestBody, session_id: bytes) -> Awaitable[None]:
         self.learns = True

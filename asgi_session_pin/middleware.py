@@ -15,7 +15,7 @@ from .config import Config, Endpoint
 from .events import Listener
 from .exchange import Exchange, Pinning
 from .pins import PinTable
-from .request import CONTROL_HEADERS, HEADER_NAMES, SCOPE_KEY, UNUSUAL_HEADERS
+from .request import CONTROL_HEADERS, HEADER_NAMES, SCOPE_KEY, is_unusual
 from .response import DecisionRules
 from .session import AskedModel, SessionReader
 from .stores import PinStore, open_store
@@ -60,6 +60,7 @@ class SessionPinMiddleware:
         self._headers = HeaderPicker(HEADER_NAMES | self._sessions.header_names)
         self._by_headers = session_id is None and not self._sessions.reads_bodies  # which alone tell the session
         self._without_session = NameMemory()
+        self._had_session = False
         self._endpoints = [(Patterns([endpoint.path]), endpoint) for endpoint in settings.endpoints]
         self._endpoint = lru_cache(maxsize=256)(self._find_endpoint)
         self._pinning = Pinning(
@@ -104,21 +105,21 @@ class SessionPinMiddleware:
         headers = scope.get("headers", ())
         if type(headers) is not list:  # servers also give iterators
             headers = scope["headers"] = list(headers)
-        if self._by_headers and self._without_session.covers(map(header_name, headers)):
+        # One set operation settles requests without a session. It is wasted on those with one, which come in runs.
+        if self._by_headers and not self._had_session and self._without_session.covers(map(header_name, headers)):
             return None
         picked = self._headers.pick(headers)
         session_id = self._sessions.find_id(picked) if self._call_session_id is None else self._ask_for_id(scope)
-        unusual = not UNUSUAL_HEADERS.isdisjoint(picked)
-        if session_id is not None or unusual or self._sessions.reads_bodies:
-            if unusual:
-                headers = without(headers, CONTROL_HEADERS)
-            decides = endpoint.kind == "decision"
-            return Exchange(
-                self._pinning, endpoint, scope, receive, send, headers, picked, unusual, session_id, decides
-            )
-        if self._by_headers:
-            self._without_session.learn(headers)
-        return None
+        self._had_session = session_id is not None
+        if session_id is None and not self._sessions.reads_bodies and CONTROL_HEADERS.isdisjoint(picked):
+            if self._by_headers:
+                self._without_session.learn(headers)
+            return None
+        unusual = is_unusual(picked)
+        if unusual:
+            headers = without(headers, CONTROL_HEADERS)
+        decides = endpoint.kind == "decision"
+        return Exchange(self._pinning, endpoint, scope, receive, send, headers, picked, unusual, session_id, decides)
 
     def _ask_for_id(self, scope: Scope) -> bytes | None:
         assert self._call_session_id is not None

@@ -22,18 +22,22 @@ UNUSUAL_HEADERS = SIGNATURE_HEADERS | CONTROL_HEADERS | {b"content-encoding", b"
 HEADER_NAMES = SIGNATURE_HEADERS | FRAMING_HEADERS | CONTROL_HEADERS | {b"content-encoding", b"authorization"}
 
 
-def why_unreadable(headers: dict[bytes, bytes], unusual: bool, limit: int) -> bytes | None:
-    """Return why the body must pass as it is, as far as the headers tell, or None."""
-    if unusual:
-        if not is_identity(headers.get(b"content-encoding", b"")):
-            return b"body-encoded"
-        if not SIGNATURE_HEADERS.isdisjoint(headers):
-            return b"body-signed"
-    if b"authorization" in headers and headers[b"authorization"].startswith(b"AWS4-"):  # SigV4 signs the body's digest
+def is_unusual(headers: dict[bytes, bytes]) -> bool:
+    """Tell whether anything but the body itself could speak against reading it, or is between the client and us."""
+    return (
+        not UNUSUAL_HEADERS.isdisjoint(headers)
+        or headers.get(b"authorization", b"").startswith(b"AWS4-")  # SigV4 signs the body's digest
+        or len(headers.get(b"content-length", b"")) > 6  # a smaller one is read in no time
+    )
+
+
+def why_unreadable(headers: dict[bytes, bytes], limit: int) -> bytes | None:
+    """Return why the body of an unusual request must pass as it is, as far as the headers tell, or None."""
+    if not is_identity(headers.get(b"content-encoding", b"")):
+        return b"body-encoded"
+    if not SIGNATURE_HEADERS.isdisjoint(headers) or headers.get(b"authorization", b"").startswith(b"AWS4-"):
         return b"body-signed"
-    if b"content-length" in headers and len(headers[b"content-length"]) > 6:  # a smaller one is read in no time
-        return b"body-too-large" if (content_length(headers) or 0) > limit else None
-    return None
+    return b"body-too-large" if (content_length(headers) or 0) > limit else None
 
 
 class InnerScope(dict[str, Any]):

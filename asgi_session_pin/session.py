@@ -28,6 +28,7 @@ PRESETS = {
 
 # RFC 9110, section 5.5: a field value has no control characters; tabs, which it may have, are of no use in an id.
 _CONTROLS = bytes(range(0x20)) + b"\x7f"
+_ODD = _CONTROLS + b" "  # without any of these there is nothing to trim either
 
 
 class SessionReader:
@@ -50,7 +51,9 @@ class SessionReader:
         """
         for name, path in self._sources:
             if name in headers:
-                return self._check(headers[name])
+                value = headers[name]
+                plain = len(value) <= self._max_length and value.translate(None, _ODD) == value
+                return value if plain else self._check(value)
             if path:
                 if members is None:
                     return None
