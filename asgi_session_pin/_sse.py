@@ -13,7 +13,7 @@ class EventDecoder:
     __slots__ = ("_after_cr", "_data", "_first_line", "_unfinished")
 
     def __init__(self) -> None:
-        self._unfinished: list[bytes] = []  # pieces of a line whose end has not come
+        self._unfinished = bytearray()  # a line whose end has not come
         self._data: list[bytes] = []
         self._first_line = True
         self._after_cr = False
@@ -27,11 +27,11 @@ class EventDecoder:
             if chunk.startswith(b"\n"):  # the other half of a CRLF that was cut in two
                 chunk = chunk[1:]
         if b"\n" not in chunk and b"\r" not in chunk:
-            self._unfinished.append(chunk)
+            self._unfinished += chunk
             return []
         self._after_cr = chunk.endswith(b"\r")
-        lines = b"".join((*self._unfinished, chunk)).splitlines()
-        self._unfinished = [] if chunk.endswith((b"\n", b"\r")) else [lines.pop()]
+        lines = bytes(self._unfinished + chunk).splitlines() if self._unfinished else chunk.splitlines()
+        self._unfinished = bytearray() if chunk.endswith((b"\n", b"\r")) else bytearray(lines.pop())
         events: list[bytes] = []
         for line in lines:
             self._read_line(line, events)

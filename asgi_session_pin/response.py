@@ -157,21 +157,27 @@ class ResponseReader(Opaque):
 class JSONReader(ResponseReader):
     """Reads a body that is one JSON object, when it is whole: by its content-length or its last message."""
 
-    chunks: list[bytes] | None = None
+    content: bytearray | None = None
     to_come: float = math.inf  # bytes as they are sent
 
+    def feed(self, chunk: bytes, more: bool) -> None:
+        """Look at the next piece of the body; most bodies come in one."""
+        if more or self.content is not None or self.decoder is not None or len(chunk) > self.rules.max_bytes:
+            return super().feed(chunk, more)
+        return self._read_whole(bytes(chunk))
+
     def _read(self, data: bytes, more: bool, sent: int) -> None:
-        if more or self.chunks is not None:
-            if self.chunks is None:
-                self.chunks = []
-                self.to_come = content_length(self.headers) or math.inf
-            self.chunks.append(data)
-            self.to_come -= sent
-            if more and self.to_come > 0:
-                return
-            data = b"".join(self.chunks)
+        if self.content is None:
+            self.content = bytearray()
+            self.to_come = content_length(self.headers) or math.inf
+        self.content += data
+        self.to_come -= sent
+        if not more or self.to_come <= 0:
+            self._read_whole(bytes(self.content))
+
+    def _read_whole(self, content: bytes) -> None:
         try:
-            self.members = decode_members(data)
+            self.members = decode_members(content)
         except ValueError:
             self.members = {}
         self.finish()
