@@ -46,20 +46,15 @@ def put_model(members: dict[str, Any], model: str) -> bytes:
     return encode_json(members)
 
 
-def decode_string(value: msgspec.Raw) -> str | None:
-    """Return the string that a member's value is, or None if it is anything else."""
-    try:
-        return _decode_string(value)
-    except ValueError:
-        return None
-
-
 def find_string(members: Members, path: tuple[str, ...]) -> str | None:
     """Return the string at *path*, whose segments are names of members or positions in arrays."""
     value = members.get(path[0])
     for segment in path[1:]:
         value = None if value is None else _step(value, segment)
-    return None if value is None else decode_string(value)
+    try:
+        return None if value is None else _decode_string(value)
+    except ValueError:  # it is anything else
+        return None
 
 
 def _step(value: msgspec.Raw, segment: str) -> msgspec.Raw | None:

@@ -81,7 +81,7 @@ class DecisionRules:
             if header is None:
                 if members is None:
                     return None
-                name = find_string(members, path)
+                name = find_string(members, path) if path[0] in members else None
             else:
                 name = headers[header].decode("latin-1") if header in headers else None
             if name:
@@ -147,10 +147,16 @@ class ResponseReader(Opaque):
     def _read(self, data: bytes, more: bool, sent: int) -> None:
         """Look at decoded *data* that came in *sent* bytes; for those that have a body to read."""
 
-    def finish(self) -> None:
-        """Decide by what was found."""
-        self.failed = _is_error(self.members)
-        self.decision = None if self.failed else self.rules.decide(self.headers, self.members, self.asked)
+    def finish(self, content: bytes = b"{}") -> None:
+        """Decide by the headers and the JSON text *content*, an empty object where there is nothing to look at."""
+        try:
+            members = decode_members(content)
+        except ValueError:
+            members = {}
+        self.members = members
+        self.failed = ("error" in members or "type" in members) and _is_error(members)
+        if not self.failed:
+            self.decision = self.rules.decide(self.headers, members, self.asked)
         self.finished = True
 
 
@@ -163,8 +169,9 @@ class JSONReader(ResponseReader):
     def feed(self, chunk: bytes, more: bool) -> None:
         """Look at the next piece of the body; most bodies come in one."""
         if more or self.content is not None or self.decoder is not None or len(chunk) > self.rules.max_bytes:
-            return super().feed(chunk, more)
-        return self._read_whole(bytes(chunk))
+            super().feed(chunk, more)
+        else:
+            self.finish(bytes(chunk))
 
     def _read(self, data: bytes, more: bool, sent: int) -> None:
         if self.content is None:
@@ -173,14 +180,7 @@ class JSONReader(ResponseReader):
         self.content += data
         self.to_come -= sent
         if not more or self.to_come <= 0:
-            self._read_whole(bytes(self.content))
-
-    def _read_whole(self, content: bytes) -> None:
-        try:
-            self.members = decode_members(content)
-        except ValueError:
-            self.members = {}
-        self.finish()
+            self.finish(bytes(self.content))
 
 
 class EventReader(ResponseReader):
@@ -195,16 +195,13 @@ class EventReader(ResponseReader):
             except ValueError:  # such as "[DONE]"
                 continue
             if _is_error(members) or self.rules.decide({}, members, self.asked) is not None:
-                self.members = members
-                return self.finish()
+                return self.finish(event)
         return None if more else self.finish()
 
 
 def _is_error(members: Members) -> bool:
     """Tell whether a body or an event is an error, as gateways also send them with status 200."""
-    if "error" in members and members["error"] != NULL:
-        return True
-    return "type" in members and find_string(members, ("type",)) in ("error", "response.failed")
+    return members.get("error", NULL) != NULL or find_string(members, ("type",)) in ("error", "response.failed")
 
 
 def _settled(reader: ResponseReader) -> ResponseReader:
