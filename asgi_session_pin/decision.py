@@ -61,17 +61,31 @@ class DecisionEditor:
         self._send = send
         self._session_id = session_id
         self._limit = limit
-        self._held: list[Message] = []
-        self._size = 0
+        self._start: Message | None = None
+        self._content = bytearray()
 
     async def send(self, message: Message) -> None:
         """The app's `send`."""
         if message["type"] == "http.response.start" and self._is_editable(message):
-            self._held = [message]
-        elif not self._held:
+            self._start = message
+        elif self._start is None or message["type"] != "http.response.body":
+            await self.release()
             await self._send(message)
         else:
-            await self._send_held(message)
+            self._content += message.get("body", b"")
+            more = message.get("more_body", False)
+            if not more and len(self._content) <= self._limit:
+                self._edit(self._start)
+            if not more or len(self._content) > self._limit:
+                await self.release(more)
+
+    async def release(self, more: bool = True) -> None:
+        """Send what is held: it is edited, or can't be, or the app returned before its answer was whole."""
+        if self._start is not None:
+            start, self._start = self._start, None
+            await self._send(start)
+            if self._content or not more:
+                await self._send({"type": "http.response.body", "body": bytes(self._content), "more_body": more})
 
     def _is_editable(self, start: Message) -> bool:
         headers = self._headers.pick(start.get("headers", ()))
@@ -83,29 +97,13 @@ class DecisionEditor:
             and (content_length(headers) or 0) <= self._limit
         )
 
-    async def _send_held(self, message: Message) -> None:
-        self._held.append(message)
-        self._size += len(message.get("body", b""))
-        fits = message["type"] == "http.response.body" and self._size <= self._limit
-        if not (fits and message.get("more_body")):
-            if fits:
-                self._held = self._edit(self._held)
-            await self.release()
-
-    async def release(self) -> None:
-        """Send what is held: it is edited or can't be, or the app returned before its answer was whole."""
-        held, self._held = self._held, []
-        for message in held:
-            await self._send(message)
-
-    def _edit(self, held: list[Message]) -> list[Message]:
-        start, *bodies = held
+    def _edit(self, start: Message) -> None:
         try:
-            members = decode_members(b"".join(body.get("body", b"") for body in bodies))
+            members = decode_members(bytes(self._content))
         except ValueError:
-            return held
+            return
         ours = {"session_id": self._session_id.decode(errors="replace"), "pinned": False}
         content = encode_json({**members, **{name: value for name, value in ours.items() if name not in members}})
         headers = without(start.get("headers", ()), FRAMING_HEADERS)
-        start = {**start, "headers": [*headers, (b"content-length", b"%d" % len(content))]}
-        return [start, {"type": "http.response.body", "body": content, "more_body": False}]
+        self._start = {**start, "headers": [*headers, (b"content-length", b"%d" % len(content))]}
+        self._content = bytearray(content)
