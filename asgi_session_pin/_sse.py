@@ -4,17 +4,21 @@ The rules are those of the WHATWG HTML standard, section "Interpreting an event 
 interest here, so `event`, `id` and `retry` are read over.
 """
 
+import re
+
 _BOM = b"\xef\xbb\xbf"
+_lines = re.compile(rb"([^\r\n]*)(?:\r\n|\n|\r)").finditer
 
 
 class EventDecoder:
     """Turns the chunks of a stream, cut anywhere, into the data of its events."""
 
-    __slots__ = ("_after_cr", "_data", "_first_line", "_unfinished")
+    __slots__ = ("_after_cr", "_data", "_first_line", "_has_data", "_unfinished")
 
     def __init__(self) -> None:
         self._unfinished = bytearray()  # a line whose end has not come
-        self._data: list[bytes] = []
+        self._data = bytearray()
+        self._has_data = False
         self._first_line = True
         self._after_cr = False
 
@@ -30,11 +34,13 @@ class EventDecoder:
             self._unfinished += chunk
             return []
         self._after_cr = chunk.endswith(b"\r")
-        lines = bytes(self._unfinished + chunk).splitlines() if self._unfinished else chunk.splitlines()
-        self._unfinished = bytearray() if chunk.endswith((b"\n", b"\r")) else bytearray(lines.pop())
+        text = bytes(self._unfinished + chunk) if self._unfinished else chunk
         events: list[bytes] = []
-        for line in lines:
-            self._read_line(line, events)
+        end = 0
+        for line in _lines(text):
+            end = line.end()
+            self._read_line(line[1], events)
+        self._unfinished = bytearray(text[end:])
         return events
 
     def _read_line(self, line: bytes, events: list[bytes]) -> None:
@@ -42,11 +48,14 @@ class EventDecoder:
             self._first_line = False
             line = line.removeprefix(_BOM)
         if not line:
-            data = b"\n".join(self._data)
-            self._data = []
-            if data:
-                events.append(data)
+            if self._data:
+                events.append(bytes(self._data))
+            self._data = bytearray()
+            self._has_data = False
             return
         name, _, value = line.partition(b":")
         if name == b"data":
-            self._data.append(value.removeprefix(b" "))
+            if self._has_data:
+                self._data += b"\n"
+            self._data += value.removeprefix(b" ")
+            self._has_data = True

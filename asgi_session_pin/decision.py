@@ -1,5 +1,6 @@
 """Decision endpoints: services that only say which model they would use."""
 
+import contextlib
 import re
 import secrets
 
@@ -42,7 +43,8 @@ def reply(pin: Pin, session_id: bytes, headers: Headers) -> bytes:
     """Return the body that answers for the app: the remembered decision, or the model alone."""
     members: dict[str, object] = {"model": pin.model}
     if pin.decision is not None:
-        members = dict(decode_members(pin.decision))
+        with contextlib.suppress(ValueError):  # a store gave something else than it was given
+            members = dict(decode_members(pin.decision))
     if "trace_id" in members:
         traced = _trace_id(_traceparent.pick(headers).get(b"traceparent", b""))
         members["trace_id"] = traced[1].decode() if traced else secrets.token_hex(16)
@@ -66,6 +68,8 @@ class DecisionEditor:
 
     async def send(self, message: Message) -> None:
         """The app's `send`."""
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": list(message.get("headers", ()))}  # apps also give iterators
         if message["type"] == "http.response.start" and self._is_editable(message):
             self._start = message
         elif self._start is None or message["type"] != "http.response.body":
@@ -88,7 +92,7 @@ class DecisionEditor:
                 await self._send({"type": "http.response.body", "body": bytes(self._content), "more_body": more})
 
     def _is_editable(self, start: Message) -> bool:
-        headers = self._headers.pick(start.get("headers", ()))
+        headers = self._headers.pick(start["headers"])
         return (
             200 <= start["status"] < 300
             and media_type(headers.get(b"content-type", b"")) == JSON
@@ -104,6 +108,6 @@ class DecisionEditor:
             return
         ours = {"session_id": self._session_id.decode(errors="replace"), "pinned": False}
         content = encode_json({**members, **{name: value for name, value in ours.items() if name not in members}})
-        headers = without(start.get("headers", ()), FRAMING_HEADERS)
+        headers = without(start["headers"], FRAMING_HEADERS)
         self._start = {**start, "headers": [*headers, (b"content-length", b"%d" % len(content))]}
         self._content = bytearray(content)

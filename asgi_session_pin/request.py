@@ -1,5 +1,6 @@
 """The request on its way to the app: read the body within its limit, put a model in, replay it."""
 
+from collections.abc import MutableMapping
 from typing import Any
 
 from msgspec import field
@@ -43,8 +44,8 @@ def why_unreadable(headers: dict[bytes, bytes], limit: int) -> bytes | None:
 class InnerScope(dict[str, Any]):
     """A copy of the server's scope with headers of ours, and a mark.
 
-    What the app sets in it (`route`, `path_params`, `user`) is in the server's at once, so that outer middleware sees
-    it whenever it looks, as without us; `headers` and the mark stay inside.
+    What the app sets in it or takes out of it (`route`, `path_params`, `user`) is so in the server's at once: outer
+    middleware sees it whenever it looks, as without us. `headers` and the mark stay inside; copies are plain dicts.
     """
 
     __slots__ = ("outer",)
@@ -56,20 +57,34 @@ class InnerScope(dict[str, Any]):
         if key not in _INSIDE:
             self.outer[key] = value
 
-    def update(self, *others: Any, **values: Any) -> None:
+    def __delitem__(self, key: str) -> None:
+        super().__delitem__(key)
+        if key not in _INSIDE:
+            self.outer.pop(key, None)
+
+    # dict's own would go past the two above.
+    update = MutableMapping.update
+    setdefault = MutableMapping.setdefault
+    popitem = MutableMapping.popitem
+    clear = MutableMapping.clear
+
+    def pop(self, key: str, *default: Any) -> Any:
         """As for any dict."""
-        for key, value in dict(*others, **values).items():
-            self[key] = value
+        if default and key not in self:
+            return default[0]
+        value = self[key]
+        del self[key]
+        return value
 
     def __ior__(self, other: Any) -> "InnerScope":  # type: ignore[override,misc]
         self.update(other)
         return self
 
-    def setdefault(self, key: str, default: Any = None) -> Any:
-        """As for any dict."""
-        if key not in self:
-            self[key] = default
-        return self[key]
+    def __copy__(self) -> dict[str, Any]:
+        return dict(self)
+
+    def __reduce__(self) -> Any:  # for pickle and deepcopy: the mark is of use in this process and request only
+        return dict, ({**self, SCOPE_KEY: None},)
 
 
 def inner_scope(outer: Scope, headers: Headers, mark: object) -> InnerScope:
@@ -97,7 +112,7 @@ class RequestBody(Opaque):
         if message["type"] != "http.request":
             self.cut_off = True
             return None
-        content = bytes(message.get("body", b""))
+        content = bytes(message.get("body") or b"")
         if not message.get("more_body"):
             return content if len(content) <= limit else None
         return await self._read_on(bytearray(content), limit)
@@ -111,7 +126,7 @@ class RequestBody(Opaque):
                 self.cut_off = True
                 self.messages = [{"type": "http.request", "body": bytes(content), "more_body": True}, message]
                 return None
-            content += message.get("body", b"")
+            content += message.get("body") or b""
             more = message.get("more_body", False)
         whole = bytes(content)
         self.messages = [{"type": "http.request", "body": whole, "more_body": more}]

@@ -9,7 +9,7 @@ import msgspec
 
 from ._decompress import Decoder, open_decoder
 from ._headers import HeaderPicker, content_length, is_identity
-from ._json import NULL, Members, decode_members, find_string
+from ._json import Members, decode_members, find_string
 from ._log import Opaque
 from ._patterns import Alias, Patterns
 from ._sse import EventDecoder
@@ -22,6 +22,9 @@ MAX_NAME = 256
 _visible_ascii = re.compile(r"[\x21-\x7e]{1,256}").fullmatch
 # gpt-4o -> gpt-4o-2024-08-06, claude-haiku-4-5 -> claude-haiku-4-5-20251001, and with "@" where Vertex AI serves it.
 _date = re.compile(r"[-@](\d{4}-\d\d-\d\d|\d{8})").fullmatch
+
+# What gateways put into an `error` that is none.
+_NO_ERROR = frozenset({b"null", b"false", b"0", b'""', b"{}", b"[]"})
 
 # On each of LiteLLM's answers, also those that carry no model name.
 _LITELLM_HEADER = b"x-litellm-call-id"
@@ -62,7 +65,7 @@ class DecisionRules:
             found = self.decide(headers, None, asked)
             if found is not None and found.model is not None:
                 return _settled(ResponseReader(self, headers, asked))
-        kind = media_type(headers.get(b"content-type", b"")) if self._reads_bodies else None
+        kind = media_type(headers.get(b"content-type", b"")) if self._reads_bodies or whole else None
         if kind is None:
             return _settled(ResponseReader(self, headers, asked))
         reader: ResponseReader = JSONReader(self, headers, asked) if kind == JSON else EventReader(self, headers, asked)
@@ -201,7 +204,9 @@ class EventReader(ResponseReader):
 
 def _is_error(members: Members) -> bool:
     """Tell whether a body or an event is an error, as gateways also send them with status 200."""
-    return members.get("error", NULL) != NULL or find_string(members, ("type",)) in ("error", "response.failed")
+    if "error" in members and bytes(members["error"]) not in _NO_ERROR:
+        return True
+    return find_string(members, ("type",)) in ("error", "response.failed")
 
 
 def _settled(reader: ResponseReader) -> ResponseReader:

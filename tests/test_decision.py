@@ -7,7 +7,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from asgi_driver import CHAT, DECISION, JSON_TYPE, SESSION, SSE_TYPE, Answer, Gateway, Header, call, read_body, respond
-from asgi_session_pin import Config, Limits, SessionPinMiddleware
+from asgi_session_pin import Config, Limits, MemoryStore, Pin, SessionPinMiddleware
 
 TRACEPARENT: Header = (b"traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
 
@@ -196,3 +196,35 @@ async def test_what_is_held_is_sent_when_the_app_returns_before_its_answer_is_wh
 
     answer = await decide(SessionPinMiddleware(app), SESSION)
     assert (answer.start["status"], answer.body) == (200, b'{"mod')
+
+
+async def test_headers_of_an_answer_may_come_as_an_iterator() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await read_body(receive)
+        headers = iter([JSON_TYPE, (b"x-app", b"1")])
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b'{"model":"a"}'})
+
+    answer = await decide(SessionPinMiddleware(app), SESSION)
+    assert (answer.headers["x-app"], answer.json["pinned"]) == ("1", False)
+
+
+async def test_with_header_sources_alone_the_object_is_remembered_all_the_same() -> None:
+    chosen = (b"x-model", b"a")
+    config = {"decisions": {"sources": ["header:x-model"]}}
+    app = SessionPinMiddleware(Router({"model": "own", "route": "r"}, headers=[JSON_TYPE, chosen]), config=config)
+    await decide(app, SESSION)
+    answer = await decide(app, SESSION)
+    assert answer.json == {"model": "own", "route": "r", "session_id": "session-1", "pinned": True}
+    assert answer.headers["x-session-model"] == "a"
+    failing = SessionPinMiddleware(Router(*[{"error": "x"}] * 2, headers=[JSON_TYPE, chosen]), config=config)
+    assert [(await decide(failing, SESSION)).pin_status for _ in range(2)] == ["miss", "miss"]
+
+
+async def test_a_store_that_gives_back_nonsense_is_answered_by_the_model_alone() -> None:
+    class Broken(MemoryStore):
+        async def get(self, key: bytes) -> Pin | None:
+            return Pin("a", 0.0, b"{broken")
+
+    answer = await decide(SessionPinMiddleware(Router(), store=Broken()), SESSION)
+    assert answer.json == {"model": "a", "session_id": "session-1", "pinned": True}

@@ -529,8 +529,9 @@ async def test_an_error_with_status_200_records_nothing(
     assert caplog.messages == []
 
 
-async def test_an_error_that_is_null_is_none() -> None:
-    body = b'{"object":"response","type":"response","error":null,"model":"a"}'
+@pytest.mark.parametrize("error", [b"null", b"false", b'""', b"{}", b"[]", b"0"])
+async def test_an_error_that_is_empty_is_none(error: bytes) -> None:
+    body = b'{"object":"response","type":"response","error":%s,"model":"a"}' % error
     assert "pinned a" in await order_of(start(JSON_TYPE), piece(body, False))
 
 

@@ -26,7 +26,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from asgi_driver import CHAT, DECISION, JSON_TYPE, SESSION, Gateway, Header, call, http_scope
+from asgi_driver import CHAT, DECISION, JSON_TYPE, SESSION, Answer, Gateway, Header, call, http_scope
 from asgi_session_pin import MemoryStore, SessionPinMiddleware
 
 PINNING = Middleware(SessionPinMiddleware)
@@ -354,3 +354,20 @@ class Reject:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await JSONResponse({}, status_code=401)(scope, receive, send)
+
+
+async def test_a_call_with_a_copied_scope_is_pinned_without_the_mark() -> None:
+    gateway = Gateway("a", "b", "c")
+
+    async def agent(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] != "/agent":
+            return await gateway(scope, receive, send)
+        for _ in range(2):
+            copy = {key: value for key, value in scope.items() if key != "asgi_session_pin"}
+            answers.append(await call(app, AUTO, scope={**copy, "path": CHAT, "headers": [SESSION]}))
+        return await JSONResponse({})(scope, receive, send)
+
+    answers: list[Answer] = []
+    app = SessionPinMiddleware(agent, config={"endpoints": [{"path": "/agent"}, {"path": "*/chat/completions"}]})
+    await call(app, AUTO, SESSION, path="/agent")
+    assert [answer.pin_status for answer in answers] == ["miss", "hit"]

@@ -1,6 +1,10 @@
 """What the request's side does with scopes."""
 
+import copy
+import pickle
 from typing import Any
+
+import pytest
 
 from asgi_session_pin.request import SCOPE_KEY, inner_scope
 
@@ -18,9 +22,26 @@ def test_what_is_set_inside_is_outside_at_once_but_for_headers_and_the_mark() ->
     assert scope == {"type": "http", "headers": [], SCOPE_KEY: "other", **added}
 
 
-def test_a_copy_of_an_inner_scope_is_on_its_own() -> None:
+def test_what_is_taken_out_inside_is_out_outside_too() -> None:
+    outer: dict[str, Any] = {"type": "http", "path": "/", "headers": [(b"a", b"1")]}
+    scope = inner_scope(outer, [], "mark")
+    scope.update(a=1, b=2, c=3)
+    del scope["a"]
+    assert (scope.pop("b"), scope.pop("b", None)) == (2, None)
+    assert outer == {"type": "http", "path": "/", "headers": [(b"a", b"1")], "c": 3}
+    scope.clear()
+    assert (scope, outer) == ({}, {"headers": [(b"a", b"1")]})
+    with pytest.raises(KeyError):
+        scope.popitem()
+
+
+def test_a_copy_of_an_inner_scope_is_a_dict_on_its_own() -> None:
     outer: dict[str, Any] = {"type": "http"}
-    scope = inner_scope(outer, [], None)
-    for copy in (dict(scope), {**scope}, scope.copy()):
-        copy["route"] = 1
+    scope = inner_scope(outer, [], lambda: "a mark that nobody can copy")
+    copies = [dict(scope), {**scope}, scope.copy(), copy.copy(scope), copy.deepcopy(scope)]
+    for each in [*copies, pickle.loads(pickle.dumps(scope))]:
+        assert type(each) is dict
+        each["route"] = 1
     assert outer == {"type": "http"}
+    assert copies[3][SCOPE_KEY] is scope[SCOPE_KEY]
+    assert copies[4][SCOPE_KEY] is None
