@@ -150,16 +150,13 @@ class ResponseReader(Opaque):
     def _read(self, data: bytes, more: bool, sent: int) -> None:
         """Look at decoded *data* that came in *sent* bytes; for those that have a body to read."""
 
-    def finish(self, content: bytes = b"{}") -> None:
-        """Decide by the headers and the JSON text *content*, an empty object where there is nothing to look at."""
-        try:
-            members = decode_members(content)
-        except ValueError:
-            members = {}
-        self.members = members
-        self.failed = ("error" in members or "type" in members) and _is_error(members)
+    def finish(self, members: Members | None = None) -> None:
+        """Decide by the headers and, where there is one to look at, a JSON object."""
+        if members:
+            self.members = members
+            self.failed = _is_error(members)
         if not self.failed:
-            self.decision = self.rules.decide(self.headers, members, self.asked)
+            self.decision = self.rules.decide(self.headers, self.members, self.asked)
         self.finished = True
 
 
@@ -174,7 +171,7 @@ class JSONReader(ResponseReader):
         if more or self.content is not None or self.decoder is not None or len(chunk) > self.rules.max_bytes:
             super().feed(chunk, more)
         else:
-            self.finish(bytes(chunk))
+            self.finish(_read_object(bytes(chunk)))
 
     def _read(self, data: bytes, more: bool, sent: int) -> None:
         if self.content is None:
@@ -183,7 +180,7 @@ class JSONReader(ResponseReader):
         self.content += data
         self.to_come -= sent
         if not more or self.to_come <= 0:
-            self.finish(bytes(self.content))
+            self.finish(_read_object(bytes(self.content)))
 
 
 class EventReader(ResponseReader):
@@ -193,20 +190,25 @@ class EventReader(ResponseReader):
 
     def _read(self, data: bytes, more: bool, sent: int) -> None:
         for event in self.events.feed(data):
-            try:
-                members = decode_members(event)
-            except ValueError:  # such as "[DONE]"
-                continue
+            members = _read_object(event)
             if _is_error(members) or self.rules.decide({}, members, self.asked) is not None:
-                return self.finish(event)
+                return self.finish(members)
         return None if more else self.finish()
+
+
+def _read_object(text: bytes) -> Members:
+    """Return the JSON object that a body or an event is; an empty one for anything else, such as "[DONE]"."""
+    try:
+        return decode_members(text)
+    except ValueError:
+        return {}
 
 
 def _is_error(members: Members) -> bool:
     """Tell whether a body or an event is an error, as gateways also send them with status 200."""
     if "error" in members and bytes(members["error"]) not in _NO_ERROR:
         return True
-    return find_string(members, ("type",)) in ("error", "response.failed")
+    return "type" in members and find_string(members, ("type",)) in ("error", "response.failed")
 
 
 def _settled(reader: ResponseReader) -> ResponseReader:
