@@ -269,7 +269,7 @@ async def main() -> None:
     parser.add_argument("--only", default="", help="cases whose name holds this")
     parser.add_argument("--pins", type=int, default=1_000_000)
     arguments = parser.parse_args()
-    packages = ", ".join(f"{name} {version(name)}" for name in ("msgspec", "cachetools", "starlette"))
+    packages = ", ".join(f"{name} {version(name)}" for name in ("msgspec", "starlette"))
     print(f"Python {platform.python_version()}, {packages}; {platform.system()} {platform.machine()}\n")
     print(f"{'µs per request':<20}{'bare':>9}{'no-op':>9}{'ours':>9}{'naive':>10}{'ours/no-op':>12}{'naive/ours':>12}")
     for case in cases():

@@ -1,10 +1,10 @@
 """Pins in this process's memory."""
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 
 import msgspec
-from cachetools import LRUCache
 
 from ..pins import Pin
 
@@ -31,7 +31,8 @@ class MemoryStore:
     ) -> None:
         self._ttl = ttl_seconds
         self._sliding = sliding
-        self._entries: LRUCache[bytes, _Entry] = LRUCache(max_entries)
+        self._max_entries = max_entries
+        self._entries: OrderedDict[bytes, _Entry] = OrderedDict()  # the least recently used first
         self._timer = timer
 
     def __len__(self) -> int:
@@ -40,28 +41,36 @@ class MemoryStore:
 
     async def get(self, key: bytes) -> Pin | None:
         """Return the pin of *key*, or None; see `PinStore.get`."""
-        if key not in self._entries:
+        entry = self._entries.get(key)
+        if entry is None:
             return None
-        entry = self._entries[key]
         now = self._timer()
         if entry.expires <= now:
             del self._entries[key]
             return None
+        self._entries.move_to_end(key)
         if self._sliding:
             entry.expires = now + self._ttl
         return entry.pin
 
     async def add(self, key: bytes, pin: Pin) -> Pin:
         """Keep *pin* unless there is one; see `PinStore.add`."""
+        entries = self._entries
         now = self._timer()
-        if key in self._entries and self._entries[key].expires > now:
-            return self._entries[key].pin
-        self._entries[key] = _Entry(pin, now + self._ttl)
+        entry = entries.get(key)
+        if entry is not None and entry.expires > now:
+            return entry.pin
+        entries[key] = _Entry(pin, now + self._ttl)
+        if entry is not None:
+            entries.move_to_end(key)
+        elif len(entries) > self._max_entries:
+            entries.popitem(last=False)
         return pin
 
     async def discard(self, key: bytes, pin: Pin) -> bool:
         """Give up *pin* if it still holds; see `PinStore.discard`."""
-        if key not in self._entries or self._entries[key].pin != pin:
+        entry = self._entries.get(key)
+        if entry is None or entry.pin != pin:
             return False
         del self._entries[key]
         return True
