@@ -50,6 +50,38 @@ class Warnings:
             "values back to the names of your model groups",
         )
 
+    def refused(self, model: str) -> None:
+        """The gateway does not take back a name that it gave."""
+        self._warn(
+            ("refused", model),
+            "the gateway refuses the model %r, which it named itself; its requests are routed again, without a pin "
+            "for it; decisions.aliases maps the names of responses to names that the gateway takes",
+            model,
+        )
+
+    def misunderstood(self, model: str, answered: str) -> None:
+        """The gateway takes a name that it gave for another one."""
+        self._warn(
+            ("misunderstood", model),
+            "the gateway was asked for the model %r, which it had named itself, and answered as %r, so the pin was "
+            "given up; decisions.aliases maps the names of responses to names that the gateway takes",
+            model,
+            answered[:_MAX_SHOWN],
+        )
+
+    def drifted(self, model: str, answered: str) -> None:
+        """A session got another model than its pin, later on."""
+        message = "requests that are pinned to the model %r are also answered as %r"
+        self._warn(("drifted", model, answered[:_MAX_SHOWN]), message, model, answered[:_MAX_SHOWN])
+
+    def given_up(self, model: str) -> None:
+        """A pinned model failed so often that its session was routed anew."""
+        self._warn(
+            ("given up", model),
+            "the model %r failed failover.give_up_after times in a row in a session, whose pin was given up",
+            model,
+        )
+
     def overridden(self, asked: AskedModel, model: str) -> None:
         """A pin replaces another model that the client named, because a session has one model for all names."""
         if isinstance(asked, str) and not self._has_router_models:

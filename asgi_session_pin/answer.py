@@ -1,21 +1,19 @@
 """The response to one request on its way to the client: it gets our headers and is looked at for its decision."""
 
-from __future__ import annotations
-
+import asyncio
+import math
 from collections.abc import Awaitable
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from starlette.types import Message, Send
 
 from ._headers import Headers, header_name, without
 from ._log import Opaque
+from .exchange import Exchange
 from .request import PINNED
 from .response import RESPONSE_HEADERS, ResponseReader
 
-if TYPE_CHECKING:
-    from .exchange import Exchange
-
+JSON_TYPE = (b"content-type", b"application/json")
 NOT_PINNED = (b"x-session-pinned", b"false")
 
 
@@ -23,7 +21,7 @@ NOT_PINNED = (b"x-session-pinned", b"false")
 def told(status: bytes, reason: bytes | None, model: str | None) -> Headers:
     """Return the headers that tell the client of its pin; they are shared, so never to be changed."""
     headers = [
-        PINNED if status == b"hit" else NOT_PINNED,
+        PINNED if status in (b"hit", b"wait") else NOT_PINNED,
         (b"x-session-pin-status", status if reason is None else status + b"; reason=" + reason),
     ]
     return headers if model is None else [*headers, (b"x-session-model", model.encode())]
@@ -37,56 +35,119 @@ class Answer(Opaque):
 
     exchange: Exchange
     server_send: Send
+    reads: bool = False  # whether a 2xx answer is looked at
     reader: ResponseReader | None = None
     settled: bool = False
+    started: bool = False  # whether anything of it went to the client
+    ends: bool = False  # whether something is to be done at the last message
+    timer: asyncio.TimerHandle | None = None
 
     def send(self, message: Message) -> Awaitable[None]:
         """The app's `send`."""
         if self.settled:
             return self.server_send(message)
         if message["type"] == "http.response.start":
-            return self._start(message)
-        reader = self.reader
-        if reader is not None and message["type"] == "http.response.body":
-            reader.feed(message.get("body", b""), message.get("more_body", False))
-            if reader.finished or self.exchange.is_stated:
-                return self._settle(reader, message)
+            return self.start(message)
+        if message["type"] == "http.response.body":
+            reader = self.reader
+            if reader is not None:
+                reader.feed(message.get("body", b""), message.get("more_body", False))
+                if reader.finished or (self.exchange.is_stated and self.exchange.learns):
+                    return self.settle(reader, message)
+            elif self.ends and not message.get("more_body"):
+                return self.end(message)
         return self.server_send(message)
 
-    def _start(self, message: Message) -> Awaitable[None]:
+    async def returned(self) -> None:
+        """Do what is left when the app has returned."""
+
+    async def makes_up_for(self, error: Exception) -> bool:
+        """Tell whether the client gets another answer than what the app raised."""
+        return False
+
+    async def leave(self) -> None:
+        """Leave nothing behind."""
+        self.close()
+        self.exchange.pass_turn()
+
+    def close(self) -> None:
+        """Stop the timer."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    def start(self, message: Message) -> Awaitable[None]:
+        """Open the response."""
         exchange = self.exchange
         headers: Headers = message.get("headers", [])
-        if type(headers) is not list:
+        if type(headers) is not list:  # apps also give iterators, which can be read once
             headers = list(headers)
-        if exchange.learns and 200 <= message["status"] < 300:
+        if not 200 <= message["status"] < 300:
+            self.ends = exchange.turn is not None  # at its last message the next request decides
+            self.settled = not self.ends
+        elif self.reads:
             rules = exchange.pinning.rules
             picked = rules.headers.pick(headers)
             self.reader = reader = rules.open_reader(picked, exchange.asked, exchange.decides)
             if reader.finished or exchange.is_stated:
-                return self._settle(reader, {**message, "headers": headers})
+                return self.settle(reader, {**message, "headers": headers})
         else:
             self.settled = True
-        pinning = exchange.pinning
-        if pinning.tells:
-            if not pinning.foreign.covers(map(header_name, headers)):
-                headers = without(headers, RESPONSE_HEADERS)
-                pinning.foreign.learn(headers)
-            message = {**message, "headers": headers + told(exchange.status, exchange.reason, exchange.model)}
-        return self.server_send(message)
+            self.renew_late(JSON_TYPE in headers)
+        return self.tell(message, headers)
 
-    async def _settle(self, reader: ResponseReader, message: Message) -> None:
-        """Record the decision before the message that reveals it goes on."""
+    def tell(self, message: Message, headers: Headers) -> Awaitable[None]:
+        """Send the start of the response with our headers, and none of these names from anybody else."""
+        self.started = True
         exchange = self.exchange
-        exchange.learns = False
-        decided = exchange.decide(reader)
-        if decided is not None:
-            try:
-                asking = exchange.pinning.table.record(exchange.key, *decided)
-                pin = await (exchange.timed(asking) if exchange.pinning.listeners else asking)
-                exchange.model = pin.model
-            except Exception:
-                exchange.store_failed()
+        pinning = exchange.pinning
+        if not pinning.tells:
+            return self.server_send({**message, "headers": headers})
+        if not pinning.foreign.covers(map(header_name, headers)):
+            headers = without(headers, RESPONSE_HEADERS)
+            pinning.foreign.learn(headers)
+        headers = headers + told(exchange.status, exchange.reason, exchange.model)
+        return self.server_send({**message, "headers": headers})
+
+    async def settle(self, reader: ResponseReader, message: Message) -> None:
+        """Learn what there is to learn before the message that reveals it goes on."""
+        await self.learn(reader)
+        if reader.finished:
+            self.reader = None
+            self.settled = not self.ends
         if message["type"] == "http.response.start":
-            return await self._start(message)
-        self.settled = True
+            self.renew_late()
+            return await self.tell(message, message["headers"])
+        if message.get("more_body"):
+            self.renew_late()
+        elif self.ends:
+            await self.exchange.end()
         return await self.server_send(message)
+
+    def learn(self, reader: ResponseReader) -> Awaitable[None]:
+        """Record the decision."""
+        return self.exchange.learn(reader)
+
+    def renew_late(self, whole: bool = False) -> None:
+        """See to it that a pin's time starts again at the end of an answer that takes long; a *whole* one won't."""
+        seconds = self.exchange.seconds_to_renewal()
+        if seconds <= 0:
+            self.ends = True
+            self.settled = False
+        elif not whole and self.timer is None and seconds < math.inf:
+            self.call_later(seconds)
+
+    def call_later(self, seconds: float) -> None:
+        """Call `on_time` then."""
+        self.timer = asyncio.get_running_loop().call_later(seconds, self.on_time)
+
+    def on_time(self) -> None:
+        """Look at how long it takes."""
+        self.timer = None
+        self.renew_late()
+
+    async def end(self, message: Message) -> None:
+        """Do what is due before the last message goes on."""
+        self.settled = True
+        await self.exchange.end()
+        await self.server_send(message)

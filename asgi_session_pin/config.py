@@ -40,6 +40,9 @@ DecisionSource = Annotated[
 PathPattern = Annotated[str, Meta(pattern=r"^[/*]", description='a path pattern that starts with "/" or "*"')]
 
 
+OnFailure = Literal["reroute", "pass"]
+
+
 class ConfigError(ValueError):
     """The configuration can't be used.
 
@@ -67,6 +70,7 @@ class Routing(_Section, frozen=True):
     - `session_ttl_sliding`: each use renews it; False counts from the decision.
     - `session_max_age_seconds`: a pin is decided afresh after this long, used or not; None: never.
     - `session_max_entries`: bound of the in-process table; the least recently used pin goes first.
+    - `decision_wait_seconds`: parallel first requests of a session wait this long for one decision; 0: never.
     - `router_models`: names the router decides for (`*` is special). Empty: any name may be one. Given: a request for
       another model passes untouched, and these names are never a decision.
     """
@@ -76,6 +80,7 @@ class Routing(_Section, frozen=True):
     session_max_age_seconds: Seconds | None = None
     session_max_entries: Count = 10_000
     router_models: tuple[RouterModel, ...] = ()
+    decision_wait_seconds: Annotated[float, Meta(ge=0, le=3600, description="a number of seconds from 0 to 3600")] = 5
 
 
 class Sessions(_Section, frozen=True):
@@ -130,6 +135,21 @@ class Endpoint(_Section, frozen=True):
     kind: Literal["completion", "decision", "ignore"] = "completion"
 
 
+class Failover(_Section, frozen=True):
+    """What happens when a pinned model does not serve.
+
+    - `on_refused`: the gateway refuses the pinned name. `reroute` sends the request as it came, once, and gives the pin
+      up if that is answered; `pass` leaves it at the refusal.
+    - `on_unavailable`: 429, 5xx or an exception. `reroute` sends the request as it came, once, and keeps the pin;
+      `pass` leaves it at the failure.
+    - `give_up_after`: after so many failures in a row the pin itself is given up; 0: never.
+    """
+
+    on_refused: OnFailure = "reroute"
+    on_unavailable: OnFailure = "reroute"
+    give_up_after: Annotated[int, Meta(ge=0, le=10**6, description="a whole number from 0 to 1,000,000")] = 3
+
+
 class Store(_Section, frozen=True):
     """Where the pins are kept.
 
@@ -144,10 +164,12 @@ class Limits(_Section, frozen=True):
 
     - `max_request_bytes`: a larger request body passes on without pinning.
     - `max_inspected_response_bytes`: of a response looked at for its model; the response itself has no limit.
+    - `max_waiting_bytes`: request bodies held by requests that wait for a decision, together; beyond it none waits.
     """
 
     max_request_bytes: Bytes = 33_554_432
     max_inspected_response_bytes: Bytes = 8_388_608
+    max_waiting_bytes: Bytes = 67_108_864
 
 
 class Config(_Section, frozen=True):
@@ -169,6 +191,7 @@ class Config(_Section, frozen=True):
         Endpoint(path="*/v1/messages"),
         Endpoint(path="*/v1/completions"),
     )
+    failover: Failover = Failover()
     store: Store = Store()
     limits: Limits = Limits()
     response_headers: bool = True

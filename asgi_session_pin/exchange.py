@@ -1,5 +1,6 @@
-"""One request's way through: read what it asks for, look for its pin, call the app, learn from the response."""
+"""One request with all that is known of it, and what its answer means for the pin."""
 
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from time import perf_counter
@@ -8,17 +9,17 @@ from typing import NamedTuple, TypeVar
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ._headers import Headers, NameMemory
-from ._json import Members, decode_members, put_model
 from ._log import Opaque
 from ._warnings import Warnings
-from .answer import Answer
 from .config import Config, Endpoint
-from .decision import DecisionEditor, ask_for_identity, remember, remember_route, reply
+from .decision import remember, remember_route
 from .events import Listener, PinEvent
+from .health import Health
 from .pins import Pin, PinTable
-from .request import RequestBody, inner_scope, pinned_headers, why_unreadable
-from .response import MAX_NAME, DecisionRules, ResponseReader
-from .session import AskedModel, SessionReader, asked_model
+from .request import inner_scope
+from .response import DecisionRules, ResponseReader
+from .session import AskedModel, SessionReader
+from .turns import Turn, Turns
 
 AnswerT = TypeVar("AnswerT")
 
@@ -41,7 +42,11 @@ class Pinning:
     is_routed: Callable[[AskedModel], bool] | None  # None: the router decides for any model
     table: PinTable
     warn: Warnings
+    turns: Turns
+    health: Health
     listeners: tuple[Listener, ...]
+    timer: Callable[[], float]  # seconds
+    renew_after: float  # seconds of an answer after which a sliding pin is renewed at its end
     max_request_bytes: int
     tells: bool  # whether responses get our headers
     foreign: NameMemory  # headers of responses that are none of ours
@@ -60,6 +65,7 @@ class Exchange(Opaque):
     unusual: bool
     session_id: bytes | None
     decides: bool
+    resets: bool = False  # the client has its pin forgotten
     status: bytes = b"miss"
     reason: bytes | None = None
     key: bytes = b""  # empty until the request is known to be one that is pinned
@@ -67,106 +73,16 @@ class Exchange(Opaque):
     learns: bool = False  # whether the response is looked at for a decision
     stated: Stated | None = None
     is_stated: bool = False  # and the response has nothing to add to it
+    turn: Turn | None = None  # to decide, while others wait
+    pin: Pin | None = None
     model: str | None = None  # the pinned one
+    used: float = 0.0  # when the pin was, on the timer
     store_seconds: float = 0.0
+    waited_seconds: float = 0.0
+    drift: bool = False
 
-    async def run_observed(self) -> None:
-        """Do as `run`, and tell the listeners."""
-        try:
-            await self.run()
-        finally:
-            if self.session_id is not None:
-                self._tell_listeners()
-
-    async def run(self) -> None:
-        """Take the request through the app, exactly once, or answer it from the pin."""
-        pinning, picked, session_id = self.pinning, self.picked, self.session_id
-        if session_id is None and not pinning.sessions.reads_bodies:
-            return await self._call(self.headers, self.server_receive, self.server_send)
-        control = picked.get(b"x-session-pin", b"").strip().lower() if self.unusual else b""
-        if control == b"off":
-            return await self._pass_on(b"off", None, self.server_receive)
-        if session_id == b"":
-            return await self._pass_on(b"ignored", b"invalid-session-id", self.server_receive)
-        unreadable = why_unreadable(picked, pinning.max_request_bytes) if self.unusual else None
-        if unreadable is not None:
-            return await self._pass_on(b"ignored", unreadable, self.server_receive)
-
-        body = RequestBody(self.server_receive)
-        content = await body.read(pinning.max_request_bytes)
-        if content is None:
-            reason = b"client-disconnected" if body.cut_off else b"body-too-large"
-            return await self._pass_on(b"ignored", reason, body.receive)
-        try:
-            members = decode_members(content)
-        except ValueError:
-            return await self._pass_on(b"ignored", b"body-not-json", body.receive)
-
-        if session_id is None:
-            session_id = self.session_id = pinning.sessions.find_id(picked, members)
-            if not session_id:
-                return await self._pass_on(b"ignored", b"invalid-session-id", body.receive)
-        asked = asked_model(members)
-        if pinning.is_routed is not None and not pinning.is_routed(asked):
-            return await self._pass_on(b"ignored", b"model-not-routed", body.receive)
-        self.key = pinning.sessions.key(session_id, picked, asked)
-        pin = None
-        try:
-            asking = pinning.table.look_up(self.key)
-            pin = await (self.timed(asking) if pinning.listeners else asking)
-            if control == b"reset" and pin is not None:
-                await self.timed(pinning.table.give_up(self.key, pin))
-                pin = None
-        except Exception:
-            self.store_failed()
-            pin = None
-        if pin is None:
-            self.asked = asked if isinstance(asked, str) and len(asked) <= MAX_NAME else None
-            return await self._route(body, session_id)
-        self.status = b"hit"
-        self.model = pin.model
-        if self.decides:
-            return await self._reply(pin, session_id)
-        if not pinning.sessions.by_model and asked != pin.model:
-            pinning.warn.overridden(asked, pin.model)
-        return await self._use(pin, members, body)
-
-    def _pass_on(self, status: bytes, reason: bytes | None, receive: Receive) -> Awaitable[None]:
-        if self.session_id is None:  # a source in the body comes first, and the body tells nothing
-            self.session_id = self.pinning.sessions.find_id(self.picked, {})
-            if self.session_id is None:
-                return self._call(self.headers, receive, self.server_send)
-        self.status = status
-        self.reason = reason
-        return self._call(self.headers, receive, Answer(self, self.server_send).send)
-
-    def _use(self, pin: Pin, members: Members, body: RequestBody) -> Awaitable[None]:
-        content = put_model(members, pin.model)
-        body.replace(content)
-        headers = pinned_headers(self.headers, self.picked, len(content), pin.model.encode())
-        scope = inner_scope(self.scope, headers, self)
-        return self.pinning.app(scope, body.receive, Answer(self, self.server_send).send)
-
-    def _route(self, body: RequestBody, session_id: bytes) -> Awaitable[None]:
-        self.learns = True
-        send = Answer(self, self.server_send).send
-        if not self.decides:
-            return self._call(self.headers, body.receive, send)
-        return self._route_decision(body, session_id, send)
-
-    async def _route_decision(self, body: RequestBody, session_id: bytes, send: Send) -> None:
-        editor = DecisionEditor(send, session_id, self.pinning.config.limits.max_inspected_response_bytes)
-        await self._call(ask_for_identity(self.headers), body.receive, editor.send)
-        await editor.release()
-
-    async def _reply(self, pin: Pin, session_id: bytes) -> None:
-        content = reply(pin, session_id, self.headers)
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
-        answer = Answer(self, self.server_send)
-        await answer.send({"type": "http.response.start", "status": 200, "headers": headers})
-        await answer.send({"type": "http.response.body", "body": content, "more_body": False})
-
-    def _call(self, headers: Headers, receive: Receive, send: Send) -> Awaitable[None]:
+    def call_app(self, headers: Headers, receive: Receive, send: Send) -> Awaitable[None]:
+        """Call the app with *headers*."""
         return self.pinning.app(inner_scope(self.scope, headers, self), receive, send)
 
     def state(self, model: str, route: str | None) -> None:
@@ -177,21 +93,106 @@ class Exchange(Opaque):
             self.stated = Stated(model, remember_route(model, route))
             self.is_stated = not self.decides
 
-    def decide(self, reader: ResponseReader) -> tuple[str, bytes | None] | None:
-        """Return the model that was stated, or that the response names, and the decision object to keep with it."""
-        found = reader.decision
+    async def learn(self, reader: ResponseReader) -> None:
+        """Record what a routed answer decides, or let others decide."""
+        pinning = self.pinning
+        if not self.learns:
+            if self.is_stated and reader.found is not None and reader.found.model not in (None, self.asked):
+                pinning.health.fresh.remember(self.key, reader.found)
+            return
+        self.learns = False
+        pin = self._decide(reader)
+        if pin is None:
+            if reader.failed:
+                self.pass_turn()
+            else:
+                pinning.turns.unnamed(self.key)
+                self.turn = None
+            return
+        try:
+            recording = pinning.table.record(self.key, pin)
+            self.pin = pin = await (self.timed(recording) if pinning.listeners else recording)
+        except Exception:
+            self.store_failed()
+        else:
+            self.model = pin.model
+            self.used = pinning.timer()
+            if pin.answered is not None and pin.answered.model != self.asked:
+                pinning.health.fresh.remember(self.key, pin.answered)
+        pinning.turns.decided(self.key, pin)
+        self.turn = None
+
+    def _decide(self, reader: ResponseReader) -> Pin | None:
+        """Return a pin on the model that was stated or that the response names."""
+        found = reader.found
         if self.stated is not None and not (reader.failed and self.decides):
-            return self.stated.model, remember(reader.members) if self.decides else self.stated.decision
-        if found is None:
+            model, decision = self.stated
+        elif found is None:
             if not reader.failed:
                 self.pinning.warn.unnamed()
             return None
-        if found.model is None:
+        elif found.model is None:
             self.pinning.warn.unusable(found.name)
             return None
-        if found.model == self.asked:
-            self.pinning.rules.check_echo(reader.headers, self.pinning.warn)
-        return found.model, remember(reader.members) if self.decides else None
+        else:
+            model, decision = found.model, None
+            if model == self.asked:
+                self.pinning.rules.check_echo(reader.headers, self.pinning.warn)
+        if self.pinning.health.refused and self.pinning.health.is_refused(self.credential, model):
+            return None
+        now = self.pinning.table.now()
+        if self.decides:
+            return Pin(model, now, remember(reader.members))
+        return Pin(model, now, decision, None if found is None or found.model in (None, self.asked) else found)
+
+    @property
+    def credential(self) -> bytes:
+        """A digest of the client's credential."""
+        return self.pinning.sessions.credential(self.picked)
+
+    def serves(self) -> None:
+        """Remember that the pinned model answered."""
+        health = self.pinning.health
+        if self.model is not None and (self.model not in health.served or health.refused):
+            health.serves(self.credential, self.model)
+        if health.failures:
+            health.succeeded(self.key)
+
+    async def refuse(self, pin: Pin) -> None:
+        """Give up a pin whose name the gateway does not take, and make no other one of that name for a while."""
+        self.pinning.health.refuse(self.credential, pin.model)
+        await self.give_up(pin)
+
+    async def give_up(self, pin: Pin) -> None:
+        """Give up a pin, if it still is in force."""
+        try:
+            await self.timed(self.pinning.table.give_up(self.key, pin))
+        except Exception:
+            self.store_failed()
+
+    def seconds(self) -> float:
+        """Return how long ago the pin was used."""
+        return self.pinning.timer() - self.used
+
+    def seconds_to_renewal(self) -> float:
+        """Return when the answer will have taken so long that its end counts as a use of the pin."""
+        return math.inf if self.pin is None else self.pinning.renew_after - self.seconds()
+
+    async def end(self) -> None:
+        """Do what is due before the last message of the answer goes on."""
+        if self.turn is not None:
+            self.pass_turn()
+        if self.pin is not None:
+            try:
+                await self.timed(self.pinning.table.renew(self.key, self.pin, self.seconds()))
+            except Exception:
+                self.store_failed()
+
+    def pass_turn(self) -> None:
+        """Let the next request decide."""
+        if self.turn is not None:
+            self.pinning.turns.pass_on(self.key, self.turn)
+            self.turn = None
 
     def store_failed(self) -> None:
         """Go on without the store."""
@@ -206,7 +207,8 @@ class Exchange(Opaque):
         finally:
             self.store_seconds += perf_counter() - started
 
-    def _tell_listeners(self) -> None:
+    def tell_listeners(self) -> None:
+        """Give the event of this request to each listener."""
         event = PinEvent(
             status=self.status.decode(),
             reason=None if self.reason is None else self.reason.decode(),
@@ -214,6 +216,8 @@ class Exchange(Opaque):
             model=self.model,
             key=self.key.hex() if self.key else None,
             store_seconds=self.store_seconds,
+            waited_seconds=self.waited_seconds,
+            drift=self.drift,
         )
         for listener in self.pinning.listeners:
             try:

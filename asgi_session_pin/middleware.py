@@ -1,9 +1,11 @@
 """SessionPinMiddleware: which requests are ours, and the life of what they share."""
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from inspect import iscoroutinefunction
+from time import monotonic
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -14,11 +16,14 @@ from ._warnings import Warnings
 from .config import Config, Endpoint
 from .events import Listener
 from .exchange import Exchange, Pinning
+from .handling import handle, handle_observed
+from .health import Health
 from .pins import PinTable
 from .request import CONTROL_HEADERS, HEADER_NAMES, SCOPE_KEY, is_unusual
 from .response import DecisionRules
 from .session import AskedModel, SessionReader
 from .stores import PinStore, open_store
+from .turns import Turns
 
 
 class SessionPinMiddleware:
@@ -46,6 +51,7 @@ class SessionPinMiddleware:
         listeners: Iterable[Listener] = (),
     ) -> None:
         settings = Config.load(config)
+        routing = settings.routing
         listeners = tuple(listeners)
         functions: list[tuple[str, Any]] = [("listeners", listener) for listener in listeners]
         if session_id is not None:
@@ -68,11 +74,16 @@ class SessionPinMiddleware:
             config=settings,
             sessions=self._sessions,
             rules=DecisionRules(settings),
-            is_routed=_routed_models(settings.routing.router_models),
+            is_routed=_routed_models(routing.router_models),
             table=PinTable(
                 open_store(settings) if store is None else store,
-                max_age_seconds=settings.routing.session_max_age_seconds,
+                ttl_seconds=routing.session_ttl_seconds,
+                max_age_seconds=routing.session_max_age_seconds,
             ),
+            turns=Turns(wait_seconds=routing.decision_wait_seconds, max_bytes=settings.limits.max_waiting_bytes),
+            health=Health(settings, monotonic),
+            timer=monotonic,
+            renew_after=routing.session_ttl_seconds / 10 if routing.session_ttl_sliding else math.inf,
             warn=Warnings(settings),
             listeners=listeners,
             max_request_bytes=settings.limits.max_request_bytes,
@@ -89,7 +100,7 @@ class SessionPinMiddleware:
                 if endpoint is not None and SCOPE_KEY not in scope:  # where it is, an outer instance is at work
                     exchange = self._open(endpoint, scope, receive, send)
                     if exchange is not None:
-                        return await (exchange.run_observed() if self._pinning.listeners else exchange.run())
+                        return await (handle_observed(exchange) if self._pinning.listeners else handle(exchange))
                     scope[SCOPE_KEY] = None
                     try:
                         return await self.app(scope, receive, send)

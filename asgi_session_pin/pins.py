@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -15,43 +15,70 @@ if TYPE_CHECKING:
     from .stores.base import PinStore
 
 
+class NamedModel(NamedTuple):
+    """What a response names as its model.
+
+    - `name`: as it is written there.
+    - `model`: what it means, after aliases and without the date of a snapshot; None if it can't be a decision.
+    - `source`: where it was found, as in `decisions.sources`.
+    - `kind`: of the response: `json`, `events` or None.
+    """
+
+    name: str
+    model: str | None
+    source: str
+    kind: str | None
+
+
 class Pin(msgspec.Struct, frozen=True, gc=False):
     """A routing decision that is kept.
 
     - `model`: the name to send to the gateway.
     - `created`: when it was decided, in seconds of the wall clock.
     - `decision`: the JSON object by which a decision endpoint stated it, if it did.
+    - `answered`: what the response that decided it named, to compare later ones with; None if it tells nothing.
     """
 
     model: str
     created: float
     decision: bytes | None = None
+    answered: NamedModel | None = None
 
 
 class PinTable:
     """The pins of a middleware: looks them up and keeps the first decision of each session."""
 
     def __init__(
-        self, store: PinStore, *, max_age_seconds: float | None = None, now: Callable[[], float] = time.time
+        self,
+        store: PinStore,
+        *,
+        ttl_seconds: float = 600,
+        max_age_seconds: float | None = None,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
+        self._ttl = ttl_seconds
         self._max_age = math.inf if max_age_seconds is None else max_age_seconds
-        self._now = now
+        self.now = now
+        """The wall clock, in seconds."""
         self.look_up: Callable[[bytes], Awaitable[Pin | None]] = self._look_up
         """Return the pin in force for a key; one that is over its maximum age is given up."""
         if max_age_seconds is None:
             self.look_up = store.get  # no frame in between: most requests are hits
+        self.record: Callable[[bytes, Pin], Awaitable[Pin]] = store.add
+        """Keep a decision and return the pin in force, which is another one if somebody decided before."""
 
     async def _look_up(self, key: bytes) -> Pin | None:
         pin = await self._store.get(key)
-        if pin is not None and self._now() - pin.created > self._max_age:
+        if pin is not None and self.now() - pin.created > self._max_age:
             await self._store.discard(key, pin)
             return None
         return pin
 
-    def record(self, key: bytes, model: str, decision: bytes | None) -> Awaitable[Pin]:
-        """Keep a decision and return the pin in force, which is another one if somebody decided before."""
-        return self._store.add(key, Pin(model, self._now(), decision))
+    async def renew(self, key: bytes, pin: Pin, seconds: float) -> None:
+        """Start the time of a sliding pin again after an answer of so many *seconds*, in which it may have lapsed."""
+        if await self._store.get(key) is None and seconds >= self._ttl:
+            await self._store.add(key, pin)
 
     def give_up(self, key: bytes, pin: Pin) -> Awaitable[bool]:
         """Give *pin* up, if it still is the one in force; tell whether it was."""

@@ -94,6 +94,18 @@ def inner_scope(outer: Scope, headers: Headers, mark: object) -> InnerScope:
     return scope
 
 
+def restore(scope: Scope, before: Scope, inner: InnerScope) -> None:
+    """Make a server's scope again what it was *before*, `state` too, and cut *inner* off from it."""
+    inner.outer = {}
+    state = scope.get("state")
+    scope.clear()
+    scope.update(before)
+    if type(state) is dict and type(before.get("state")) is dict:
+        state.clear()
+        state.update(before["state"])
+        scope["state"] = state  # outer middleware may hold this very object
+
+
 class RequestBody(Opaque):
     """Reads the body ahead of the app, and is the app's `receive` afterwards.
 
@@ -104,6 +116,7 @@ class RequestBody(Opaque):
     server_receive: Receive
     messages: list[Message] = field(default_factory=list)
     cut_off: bool = False  # whether the client left before the body was whole
+    gone: bool = False  # whether the app was told that the client left
 
     async def read(self, limit: int) -> bytes | None:
         """Return the whole body, or None if it is over *limit* bytes or the client left before it was whole."""
@@ -132,15 +145,13 @@ class RequestBody(Opaque):
         self.messages = [{"type": "http.request", "body": whole, "more_body": more}]
         return whole if len(whole) <= limit else None
 
-    def replace(self, content: bytes) -> None:
-        """Let the app receive *content* instead."""
-        self.messages = [{"type": "http.request", "body": content, "more_body": False}]
-
     async def receive(self) -> Message:
         """Return the next message of the body, then whatever the server has."""
         if self.messages:
             return self.messages.pop(0)
-        return await self.server_receive()
+        message = await self.server_receive()
+        self.gone = message["type"] == "http.disconnect"
+        return message
 
 
 def pinned_headers(headers: Headers, picked: dict[bytes, bytes], length: int, model: bytes) -> Headers:

@@ -3,7 +3,7 @@
 import math
 import re
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TypeVar
 
 import msgspec
 
@@ -15,6 +15,7 @@ from ._patterns import Alias, Patterns
 from ._sse import EventDecoder
 from ._warnings import Warnings
 from .config import Config
+from .pins import NamedModel
 
 JSON = "json"
 EVENTS = "events"
@@ -31,13 +32,6 @@ _LITELLM_HEADER = b"x-litellm-call-id"
 RESPONSE_HEADERS = frozenset({b"x-session-pinned", b"x-session-model", b"x-session-pin-status"})
 
 
-class Decision(NamedTuple):
-    """The name that a response gave, and the model that it means; None if that name can't be a decision."""
-
-    name: str
-    model: str | None
-
-
 class DecisionRules:
     """Where responses name the model that the router chose, and which names are decisions."""
 
@@ -46,8 +40,8 @@ class DecisionRules:
         self._aliases = [Alias(name, target) for name, target in config.decisions.aliases.items()]
         self._router_models = Patterns(config.routing.router_models)
         self.max_bytes = config.limits.max_inspected_response_bytes
-        self._reads_bodies = any(path for _, path in self._sources)
-        self._source_headers = frozenset(name for name, _ in self._sources if name is not None)
+        self._reads_bodies = any(path for _, _, path in self._sources)
+        self._source_headers = frozenset(name for _, name, _ in self._sources if name is not None)
         self._knows_litellm = any(name.startswith(b"x-litellm-") for name in self._source_headers)
         names = {b"content-type", b"content-length", b"content-encoding", _LITELLM_HEADER, *RESPONSE_HEADERS}
         self.headers = HeaderPicker(names | self._source_headers)
@@ -62,36 +56,42 @@ class DecisionRules:
         if whole and media_type(headers.get(b"content-type", b"")) != JSON:
             return ResponseReader(self, headers, asked, finished=True, failed=True)  # no decision object, so none kept
         if not whole and not self._source_headers.isdisjoint(headers):
-            found = self.decide(headers, None, asked)
+            found = self.find_model(headers, None, asked)
             if found is not None and found.model is not None:
                 return _settled(ResponseReader(self, headers, asked))
         kind = media_type(headers.get(b"content-type", b"")) if self._reads_bodies or whole else None
         if kind is None:
             return _settled(ResponseReader(self, headers, asked))
         reader: ResponseReader = JSONReader(self, headers, asked) if kind == JSON else EventReader(self, headers, asked)
-        if b"content-encoding" in headers and not is_identity(headers[b"content-encoding"]):
-            reader.decoder = open_decoder(headers[b"content-encoding"])
-            return reader if reader.decoder is not None else _settled(reader)
-        return reader
+        return _decoding(reader) if b"content-encoding" in headers else reader
 
-    def decide(self, headers: dict[bytes, bytes], members: Members | None, asked: str | None) -> Decision | None:
+    def open_first_event(self, headers: dict[bytes, bytes], asked: str) -> "EventReader":
+        """Return what looks at the first event of a stream, whether it names a model or not."""
+        reader = EventReader(self, headers, asked, first_only=True)
+        return _decoding(reader) if b"content-encoding" in headers else reader
+
+    def find_model(self, headers: dict[bytes, bytes], members: Members | None, asked: str | None) -> NamedModel | None:
         """Return what the first source that names a usable model says; None if no source names any.
 
         *members* is None while the body has not come: then the answer is None too if a source in it comes first.
         """
-        unusable: Decision | None = None
-        for header, path in self._sources:
-            if header is None:
-                if members is None:
-                    return None
-                name = find_string(members, path) if path[0] in members else None
-            else:
+        unusable: NamedModel | None = None
+        for source, header, path in self._sources:
+            if header is not None:
                 name = headers[header].decode("latin-1") if header in headers else None
+            elif members is None:
+                return None
+            else:
+                name = find_string(members, path) if path[0] in members else None
             if name:
-                decision = self._judge(name, asked) if len(name) <= MAX_NAME else Decision(name, None)
-                if decision.model is not None:
-                    return decision
-                unusable = unusable or decision
+                kind = media_type(headers.get(b"content-type", b""))
+                if len(name) <= MAX_NAME:
+                    found = self._judge(name, asked, source, kind)
+                else:
+                    found = NamedModel(name, None, source, kind)
+                if found.model is not None:
+                    return found
+                unusable = unusable or found
         return unusable
 
     def check_echo(self, headers: dict[bytes, bytes], warn: Warnings) -> None:
@@ -108,20 +108,20 @@ class DecisionRules:
             and not self._router_models.match(model)
         )
 
-    def _judge_name(self, name: str, asked: str | None) -> Decision:
+    def _judge_name(self, name: str, asked: str | None, source: str, kind: str | None) -> NamedModel:
         model = name.strip()
         model = next((target for alias in self._aliases if (target := alias.apply(model)) is not None), model)
-        if asked and model.startswith(asked) and _date(model, len(asked)):
+        if asked and is_dated(model, asked):
             model = asked
-        return Decision(name, model if self.is_usable(model) else None)
+        return NamedModel(name, model if self.is_usable(model) else None, source, kind)
 
 
 class ResponseReader(Opaque):
     """Looks for the decision in one response, as it passes.
 
-    `finished` tells when there is nothing more to look for; `decision` is what was found, and `members` the JSON object
-    of the body that was read for it. `failed` tells that nothing can be learned here: it is an error, whatever its
-    status, or no decision object where one is wanted.
+    `finished` tells when there is nothing more to look for; `found` is what names the model, and `members` the JSON
+    object of the body that was read for it. `failed` tells that nothing can be learned here: it is an error, whatever
+    its status, or no decision object where one is wanted.
     """
 
     rules: DecisionRules
@@ -129,7 +129,7 @@ class ResponseReader(Opaque):
     asked: str | None
     finished: bool = False
     failed: bool = False
-    decision: Decision | None = None
+    found: NamedModel | None = None
     members: Members = msgspec.field(default_factory=dict)
     decoder: Decoder | None = None
     size: int = 0  # bytes looked at, decoded
@@ -154,10 +154,13 @@ class ResponseReader(Opaque):
         """Decide by the headers and, where there is one to look at, a JSON object."""
         if members:
             self.members = members
-            self.failed = _is_error(members)
+            self.failed = is_error(members)
         if not self.failed:
-            self.decision = self.rules.decide(self.headers, self.members, self.asked)
+            self.found = self.rules.find_model(self.headers, self.members, self.asked)
         self.finished = True
+
+
+ReaderT = TypeVar("ReaderT", bound=ResponseReader)
 
 
 class JSONReader(ResponseReader):
@@ -169,9 +172,8 @@ class JSONReader(ResponseReader):
     def feed(self, chunk: bytes, more: bool) -> None:
         """Look at the next piece of the body; most bodies come in one."""
         if more or self.content is not None or self.decoder is not None or len(chunk) > self.rules.max_bytes:
-            super().feed(chunk, more)
-        else:
-            self.finish(_read_object(bytes(chunk)))
+            return super().feed(chunk, more)
+        return self.finish(_read_object(bytes(chunk)))
 
     def _read(self, data: bytes, more: bool, sent: int) -> None:
         if self.content is None:
@@ -184,14 +186,15 @@ class JSONReader(ResponseReader):
 
 
 class EventReader(ResponseReader):
-    """Reads server-sent events up to the first one that names a model."""
+    """Reads server-sent events up to the first one that names a model, or that comes at all (*first_only*)."""
 
     events: EventDecoder = msgspec.field(default_factory=EventDecoder)
+    first_only: bool = False
 
     def _read(self, data: bytes, more: bool, sent: int) -> None:
         for event in self.events.feed(data):
             members = _read_object(event)
-            if _is_error(members) or self.rules.decide({}, members, self.asked) is not None:
+            if self.first_only or is_error(members) or self.rules.find_model({}, members, self.asked) is not None:
                 return self.finish(members)
         return None if more else self.finish()
 
@@ -204,16 +207,30 @@ def _read_object(text: bytes) -> Members:
         return {}
 
 
-def _is_error(members: Members) -> bool:
+def is_error(members: Members) -> bool:
     """Tell whether a body or an event is an error, as gateways also send them with status 200."""
     if "error" in members and bytes(members["error"]) not in _NO_ERROR:
         return True
-    return "type" in members and find_string(members, ("type",)) in ("error", "response.failed")
+    if "type" in members and find_string(members, ("type",)) in ("error", "response.failed"):
+        return True
+    return "object" in members and bytes(members["object"]) == b'"error"'
 
 
-def _settled(reader: ResponseReader) -> ResponseReader:
+def is_dated(model: str, name: str) -> bool:
+    """Tell whether *model* is *name* plus a date."""
+    return model.startswith(name) and _date(model, len(name)) is not None
+
+
+def _settled(reader: ReaderT) -> ReaderT:
     reader.finish()
     return reader
+
+
+def _decoding(reader: ReaderT) -> ReaderT:
+    if is_identity(reader.headers[b"content-encoding"]):
+        return reader
+    reader.decoder = open_decoder(reader.headers[b"content-encoding"])
+    return reader if reader.decoder is not None else _settled(reader)
 
 
 @lru_cache(maxsize=256)
@@ -225,6 +242,6 @@ def media_type(content_type: bytes) -> str | None:
     return EVENTS if kind == b"text/event-stream" else None
 
 
-def _read_source(source: str) -> tuple[bytes | None, tuple[str, ...]]:
+def _read_source(source: str) -> tuple[str, bytes | None, tuple[str, ...]]:
     kind, _, name = source.partition(":")
-    return (name.lower().encode(), ()) if kind == "header" else (None, tuple(name.split(".")))
+    return (source, name.lower().encode(), ()) if kind == "header" else (source, None, tuple(name.split(".")))

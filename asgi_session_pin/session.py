@@ -77,6 +77,10 @@ class SessionReader:
         values = set(value.split(b"\n"))
         return self._check(values.pop()) if len(values) == 1 and b"\n" in value else b""  # the same one, sent twice
 
+    def credential(self, headers: dict[bytes, bytes]) -> bytes:
+        """Return a digest of what a request is partitioned by, beside its model."""
+        return self.key(b"", headers, None)
+
     def key(self, session_id: bytes, headers: dict[bytes, bytes], model: AskedModel) -> bytes:
         """Return the 16 bytes under which the session's pin is kept.
 

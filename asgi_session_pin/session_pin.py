@@ -27,7 +27,7 @@ class SessionPin:
     @property
     def pinned(self) -> bool:
         """Whether the model of this request comes from the pin. A router has to heed it, or it goes on routing."""
-        return self._exchange.status == b"hit"
+        return self._exchange.status in (b"hit", b"wait")
 
     def record(self, model: str, route: str | None = None) -> None:
         """State the decision: the *model* to send on later requests, and the name of the *route*, if there is one.

@@ -98,6 +98,8 @@ async def call(
     answered = asyncio.Event()
 
     async def send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            assert not answer.messages, "a response was started twice"
         answer.messages.append(message)
         if message["type"] == "http.response.body" and not message.get("more_body"):
             answered.set()

@@ -16,7 +16,7 @@ COUNT_EXPECTED = "expected a whole number from 1 to 1,000,000,000"
 BYTES_EXPECTED = "expected a whole number of bytes from 1 to 1,000,000,000,000"
 SECRET_EXPECTED = "expected a string or null"
 URL_EXPECTED = 'expected "memory://"'
-ANY_SECTION = "expected one of routing, sessions, decisions, endpoints, store, limits, response_headers"
+ANY_SECTION = "expected one of routing, sessions, decisions, endpoints, failover, store, limits, response_headers"
 
 
 def test_all_faults_of_a_file_are_told_at_once(file: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_number_too_long_to_be_written_out_is_named_so(file: Path) -> None:
     assert faults_of({TOO_LONG: 1}) == [key]
     assert faults(file, f"? {TOO_LONG:#x}\n: 1") == [key]
     assert faults_of({"limits": {TOO_LONG: 1}}) == [
-        "limits.?: unknown key, expected one of max_request_bytes, max_inspected_response_bytes"
+        "limits.?: unknown key, expected one of max_request_bytes, max_inspected_response_bytes, max_waiting_bytes"
     ]
 
 
@@ -199,7 +199,7 @@ def test_a_secret_in_the_file_is_never_in_a_message(
             "routing:\n  unknown: ${PASSWORD}",
             [
                 "routing.unknown: unknown key, expected one of session_ttl_seconds, session_ttl_sliding, "
-                "session_max_age_seconds, session_max_entries, router_models"
+                "session_max_age_seconds, session_max_entries, router_models, decision_wait_seconds"
             ],
         ),
         (

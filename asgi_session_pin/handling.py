@@ -1,0 +1,187 @@
+"""One request's way through: read what it asks for, look for its pin, wait for a decision or call the app."""
+
+from collections.abc import Awaitable
+
+from starlette.types import Receive, Scope
+
+from ._json import Members, decode_members, put_model
+from .answer import Answer
+from .decision import DecisionEditor, ask_for_identity, reply
+from .exchange import Exchange
+from .failover import PinnedAnswer
+from .pins import Pin
+from .request import RequestBody, inner_scope, pinned_headers, why_unreadable
+from .response import MAX_NAME
+from .session import asked_model
+from .turns import Turn
+
+
+async def handle_observed(exchange: Exchange) -> None:
+    """Do as `handle`, and tell the listeners."""
+    try:
+        await handle(exchange)
+    finally:
+        if exchange.session_id is not None:
+            exchange.tell_listeners()
+
+
+async def handle(exchange: Exchange) -> None:
+    """Take the request through the app, or answer it from the pin."""
+    pinning, picked = exchange.pinning, exchange.picked
+    if exchange.unusual or not exchange.session_id:
+        passing = _pass_unread(exchange)
+        if passing is not None:
+            return await passing
+    body = RequestBody(exchange.server_receive)
+    content = await body.read(pinning.max_request_bytes)
+    if content is None:
+        return await _ignore(exchange, b"client-disconnected" if body.cut_off else b"body-too-large", body.receive)
+    try:
+        members = decode_members(content)
+    except ValueError:
+        return await _ignore(exchange, b"body-not-json", body.receive)
+    session_id = exchange.session_id
+    if session_id is None:
+        session_id = exchange.session_id = pinning.sessions.find_id(picked, members)
+        if not session_id:
+            return await _ignore(exchange, b"invalid-session-id", body.receive)
+    asked = asked_model(members)
+    if pinning.is_routed is not None and not pinning.is_routed(asked):
+        return await _ignore(exchange, b"model-not-routed", body.receive)
+    exchange.key = pinning.sessions.key(session_id, picked, asked)
+    exchange.asked = asked if type(asked) is str and len(asked) <= MAX_NAME else None
+
+    try:
+        asking = pinning.table.look_up(exchange.key)
+        pin = await (exchange.timed(asking) if pinning.listeners else asking)
+        exchange.used = pinning.timer()
+        if pin is not None and (exchange.resets or pinning.health.refused) and _is_over(exchange, pin):
+            await exchange.timed(pinning.table.give_up(exchange.key, pin))
+            pin = None
+    except Exception:
+        exchange.store_failed()
+        pin = None
+    if pin is not None:
+        exchange.status = b"hit"
+    else:
+        exchange.turn = pinning.turns.take(exchange.key)
+        if exchange.turn is None and not exchange.resets:
+            pin = await _wait(exchange, len(content))
+    if exchange.decides:
+        return await (_decide(exchange, body) if pin is None else _reply(exchange, pin))
+    serving = _route(exchange, body) if pin is None else _use(exchange, pin, members, body, content)
+    del body, content, members  # they may be large, and the answer take minutes
+    return await serving
+
+
+def _pass_unread(exchange: Exchange) -> Awaitable[None] | None:
+    """Pass a request on whose headers speak against looking at its body."""
+    if exchange.session_id is None and not exchange.pinning.sessions.reads_bodies:
+        return exchange.call_app(exchange.headers, exchange.server_receive, exchange.server_send)
+    control = exchange.picked.get(b"x-session-pin", b"").strip().lower()
+    if control == b"off":
+        return _pass_on(exchange, b"off", None, exchange.server_receive)
+    if exchange.session_id == b"":
+        return _ignore(exchange, b"invalid-session-id", exchange.server_receive)
+    exchange.resets = control == b"reset"
+    unreadable = why_unreadable(exchange.picked, exchange.pinning.max_request_bytes)
+    return None if unreadable is None else _ignore(exchange, unreadable, exchange.server_receive)
+
+
+def _ignore(exchange: Exchange, reason: bytes, receive: Receive) -> Awaitable[None]:
+    return _pass_on(exchange, b"ignored", reason, receive)
+
+
+def _pass_on(exchange: Exchange, status: bytes, reason: bytes | None, receive: Receive) -> Awaitable[None]:
+    if exchange.session_id is None:  # a source in the body comes first, and the body tells nothing
+        exchange.session_id = exchange.pinning.sessions.find_id(exchange.picked, {})
+        if exchange.session_id is None:
+            return exchange.call_app(exchange.headers, receive, exchange.server_send)
+    exchange.status = status
+    exchange.reason = reason
+    return exchange.call_app(exchange.headers, receive, Answer(exchange, exchange.server_send).send)
+
+
+def _is_over(exchange: Exchange, pin: Pin) -> bool:
+    """Tell whether a pin is to be given up: by the client, or by what another session found out about its model."""
+    health = exchange.pinning.health
+    return exchange.resets or (pin.model not in health.served and health.is_refused(exchange.credential, pin.model))
+
+
+async def _wait(exchange: Exchange, size: int) -> Pin | None:
+    """Wait for the decision that another request is getting, or for the turn to get it."""
+    pinning = exchange.pinning
+    outcome = await pinning.turns.wait(exchange.key, size)
+    started, exchange.used = exchange.used, pinning.timer()
+    exchange.waited_seconds = exchange.used - started
+    if isinstance(outcome, Turn):
+        exchange.turn = outcome
+        return None
+    if outcome is not None:
+        exchange.status = b"wait"
+    return outcome
+
+
+def _use(exchange: Exchange, pin: Pin, members: Members, body: RequestBody, original: bytes) -> Awaitable[None]:
+    pinning = exchange.pinning
+    exchange.pin = pin
+    exchange.model = pin.model
+    content = put_model(members, pin.model)
+    body.messages[:] = [{"type": "http.request", "body": content, "more_body": False}]
+    headers = pinned_headers(exchange.headers, exchange.picked, len(content), pin.model.encode())
+    if exchange.asked == pin.model:  # there is nothing else to send
+        inner = inner_scope(exchange.scope, headers, exchange)
+        return _call(exchange, inner, body, Answer(exchange, exchange.server_send))
+    if not pinning.sessions.by_model:
+        pinning.warn.overridden(exchange.asked, pin.model)
+    before = dict(exchange.scope)
+    state = before.get("state")
+    if type(state) is dict:
+        before["state"] = state.copy()
+    inner = inner_scope(exchange.scope, headers, exchange)
+    answer = PinnedAnswer(
+        exchange, exchange.server_send, pin=pin, original=original, body=body, before=before, inner=inner
+    )
+    return _call(exchange, inner, body, answer)
+
+
+def _route(exchange: Exchange, body: RequestBody) -> Awaitable[None]:
+    exchange.learns = True
+    inner = inner_scope(exchange.scope, exchange.headers, exchange)
+    return _call(exchange, inner, body, Answer(exchange, exchange.server_send, True))
+
+
+async def _call(exchange: Exchange, inner: Scope, body: RequestBody, answer: Answer) -> None:
+    try:
+        await exchange.pinning.app(inner, body.receive, answer.send)
+        if not answer.settled:
+            await answer.returned()
+    except Exception as error:
+        if not await answer.makes_up_for(error):
+            raise
+    finally:
+        if answer.timer is not None or exchange.turn is not None or not answer.settled:
+            await answer.leave()
+
+
+async def _decide(exchange: Exchange, body: RequestBody) -> None:
+    exchange.learns = True
+    answer = Answer(exchange, exchange.server_send, True)
+    assert exchange.session_id is not None
+    limit = exchange.pinning.config.limits.max_inspected_response_bytes
+    editor = DecisionEditor(answer.send, exchange.session_id, limit)
+    try:
+        await exchange.call_app(ask_for_identity(exchange.headers), body.receive, editor.send)
+        await editor.release()
+    finally:
+        await answer.leave()
+
+
+async def _reply(exchange: Exchange, pin: Pin) -> None:
+    exchange.model = pin.model
+    assert exchange.session_id is not None
+    content = reply(pin, exchange.session_id, exchange.headers)
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
+    answer = Answer(exchange, exchange.server_send)
+    await answer.send({"type": "http.response.start", "status": 200, "headers": headers})
+    await answer.send({"type": "http.response.body", "body": content, "more_body": False})

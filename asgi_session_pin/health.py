@@ -1,0 +1,80 @@
+"""What this process has seen of the pinned models: which names served or were refused, which pins failed."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from itertools import cycle
+from typing import TypeVar
+
+from .config import Config
+from .pins import NamedModel
+
+KeyT = TypeVar("KeyT")
+ValueT = TypeVar("ValueT")
+
+MAX_REMEMBERED = 10_000
+REST_SECONDS = 60
+LOOK_EVERY = 16
+
+
+class Recent(OrderedDict[KeyT, ValueT]):
+    """A dict that forgets the oldest of its entries, where they are put in by `remember`."""
+
+    def remember(self, key: KeyT, value: ValueT) -> None:
+        """Put an entry in, and the oldest one out if there are too many."""
+        self[key] = value
+        if len(self) > MAX_REMEMBERED:
+            self.popitem(last=False)
+
+
+class Health:
+    """Remembers, within bounds, how names and pins have done. All of it is this process's own.
+
+    A name is refused for one credential: another one may be allowed to use it.
+    """
+
+    def __init__(self, config: Config, timer: Callable[[], float] = time.monotonic) -> None:
+        self._ttl = config.routing.session_ttl_seconds
+        self._give_up_after = config.failover.give_up_after
+        self._timer = timer
+        self.served: Recent[str, None] = Recent()
+        self.fresh: Recent[bytes, NamedModel] = Recent()
+        """By key, what the answer that made a pin named, until the first pinned answer is compared with it."""
+        self.refused: Recent[tuple[bytes, str], float] = Recent()  # until when
+        self._resting: Recent[bytes, float] = Recent()  # until when
+        self.failures: Recent[bytes, int] = Recent()
+        self.glances = cycle([True] + [False] * (LOOK_EVERY - 1))
+        """Tells for one answer after the other whether to have a look at it, where nothing else asks for it."""
+
+    def serves(self, credential: bytes, model: str) -> None:
+        """Remember that *model* has answered under a pin."""
+        self.served.remember(model, None)
+        self.refused.pop((credential, model), None)
+
+    def refuse(self, credential: bytes, model: str) -> None:
+        """Remember for a pin's time to live that the gateway does not take *model* back."""
+        self.refused.remember((credential, model), self._timer() + self._ttl)
+
+    def is_refused(self, credential: bytes, model: str) -> bool:
+        """Tell whether *model* was refused lately."""
+        return self.refused.get((credential, model), 0) > self._timer()
+
+    def rest(self, key: bytes) -> None:
+        """Try no other model for this pin for a while: the last attempt did no better."""
+        self._resting.remember(key, self._timer() + REST_SECONDS)
+
+    def is_resting(self, key: bytes) -> bool:
+        """Tell whether an attempt without the pin was in vain lately."""
+        return self._resting.get(key, 0) > self._timer()
+
+    def succeeded(self, key: bytes) -> None:
+        """Forget the failures of a pin."""
+        self.failures.pop(key, None)
+
+    def gives_up(self, key: bytes) -> bool:
+        """Tell whether one more failure of this pin is one too many."""
+        return 0 < self._give_up_after <= self.failures.get(key, 0) + 1
+
+    def failed(self, key: bytes) -> None:
+        """Count a failure of a pin."""
+        self.failures.remember(key, self.failures.get(key, 0) + 1)

@@ -1,0 +1,135 @@
+"""One decision for parallel first requests: one of them goes to the router, the others wait for what it decides."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextvars import ContextVar
+
+from ._log import Opaque
+from .health import Recent
+from .pins import Pin
+
+
+class Turn(Opaque):
+    """The right to decide for a session, and those that wait for the decision."""
+
+    outer: Turn | None = None  # in which this one was taken: the app calls itself
+    waiting: deque[Outcome] | None = None
+    ran_out: bool = False  # somebody waited in vain
+    over: bool = False
+
+    def is_within(self, turn: Turn) -> bool:
+        """Tell whether this turn is *turn*, or was taken while it ran."""
+        return self is turn or (self.outer is not None and self.outer.is_within(turn))
+
+
+Outcome = asyncio.Future[Pin | Turn | None]
+_current: ContextVar[Turn | None] = ContextVar("current_turn", default=None)
+
+
+class Turns:
+    """Gives turns, and takes them back. Waiting is this process's own affair."""
+
+    def __init__(self, *, wait_seconds: float, max_bytes: int) -> None:
+        self._wait_seconds = wait_seconds
+        self._room = max_bytes
+        self._turns: dict[bytes, Turn] = {}
+        self._unnamed: Recent[bytes, None] = Recent()  # sessions whose answers name no model
+
+    def take(self, key: bytes) -> Turn | None:
+        """Return the turn to decide, which has to be given back; None if somebody else has it."""
+        if not self._wait_seconds or key in self._unnamed:
+            return None
+        if key in self._turns:
+            return None
+        outer = _current.get()
+        turn = self._turns[key] = Turn(None if outer is None or outer.over else outer)
+        _current.set(turn)
+        return turn
+
+    async def wait(self, key: bytes, size: int) -> Pin | Turn | None:
+        """Wait for the decision, holding a body of *size* bytes.
+
+        Returns the pin; or the turn to decide, which has to be given back; or None if there is nothing to wait for.
+        """
+        turn = self._turns.get(key)
+        if turn is None or turn.ran_out or size > self._room:
+            return None
+        current = _current.get()
+        if current is not None and current.is_within(turn):
+            return None  # it would wait for itself
+        self._room -= size
+        if turn.waiting is None:
+            turn.waiting = deque()
+        loop = asyncio.get_running_loop()
+        outcome: Outcome = loop.create_future()
+        turn.waiting.append(outcome)
+        timer = loop.call_later(self._wait_seconds, _run_out, outcome, turn)
+        try:
+            result = await outcome
+            if isinstance(result, Turn):
+                _current.set(result)
+            return result
+        except asyncio.CancelledError:
+            if outcome.done() and not outcome.cancelled() and outcome.result() is turn:
+                self.pass_on(key, turn)  # it was given at this very moment
+            raise
+        finally:
+            timer.cancel()
+            self._room += size
+
+    def decided(self, key: bytes, pin: Pin) -> None:
+        """Tell everybody who waits for *key* which pin it is."""
+        if self._unnamed:
+            self._unnamed.pop(key, None)
+        self._dissolve(key, pin)
+
+    def unnamed(self, key: bytes) -> None:
+        """Let everybody go on: an answer named no model, and the next one would not either."""
+        if self._wait_seconds:
+            self._unnamed.remember(key, None)
+        self._dissolve(key, None)
+
+    def pass_on(self, key: bytes, turn: Turn) -> None:
+        """Give the turn to the next who waits: it was not decided."""
+        turn.ran_out = False
+        while turn.waiting:
+            outcome = turn.waiting.popleft()
+            if not outcome.done():
+                return self._give(key, outcome, turn)
+        turn.over = True
+        if self._turns.get(key) is turn:
+            del self._turns[key]
+        return None
+
+    def _dissolve(self, key: bytes, result: Pin | None) -> None:
+        turn = self._turns.pop(key, None)
+        if turn is not None:
+            turn.over = True
+            for outcome in turn.waiting or ():
+                self._give(key, outcome, result)
+
+    def _give(self, key: bytes, outcome: Outcome, result: Pin | Turn | None) -> None:
+        """Wake a request up, which may run in another event loop."""
+        loop = outcome.get_loop()
+        if loop is asyncio.get_running_loop():
+            return self._set(key, outcome, result)
+        try:
+            loop.call_soon_threadsafe(self._set, key, outcome, result)
+        except RuntimeError:  # that loop is closed
+            if isinstance(result, Turn):
+                self.pass_on(key, result)
+        return None
+
+    def _set(self, key: bytes, outcome: Outcome, result: Pin | Turn | None) -> None:
+        if not outcome.done():
+            outcome.set_result(result)
+        elif isinstance(result, Turn):  # it has left by now
+            self.pass_on(key, result)
+
+
+def _run_out(outcome: Outcome, turn: Turn) -> None:
+    if not outcome.done():
+        turn.ran_out = True
+        outcome.set_result(None)
