@@ -1,8 +1,7 @@
 """The response to one request on its way to the client: it gets our headers and is looked at for its decision."""
 
-import asyncio
 import math
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from functools import lru_cache
 
 from starlette.types import Message, Send
@@ -35,12 +34,12 @@ class Answer(Opaque):
 
     exchange: Exchange
     server_send: Send
-    reads: bool = False  # whether a 2xx answer is looked at
+    on_look: Callable[[ResponseReader], Awaitable[None]] | None = None  # what follows from a look at a 2xx answer
     reader: ResponseReader | None = None
     settled: bool = False
     started: bool = False  # whether anything of it went to the client
     ends: bool = False  # whether something is to be done at the last message
-    timer: asyncio.TimerHandle | None = None
+    watched: bool = False  # whether it is told how time passes
 
     def send(self, message: Message) -> Awaitable[None]:
         """The app's `send`."""
@@ -71,10 +70,10 @@ class Answer(Opaque):
         self.exchange.pass_turn()
 
     def close(self) -> None:
-        """Stop the timer."""
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
+        """Watch the time no longer."""
+        if self.watched:
+            self.watched = False
+            self.exchange.pinning.ticker.forget(self)
 
     def start(self, message: Message) -> Awaitable[None]:
         """Open the response."""
@@ -85,25 +84,26 @@ class Answer(Opaque):
         if not 200 <= message["status"] < 300:
             self.ends = exchange.turn is not None  # at its last message the next request decides
             self.settled = not self.ends
-        elif self.reads:
+        elif self.on_look is not None:
             rules = exchange.pinning.rules
             picked = rules.headers.pick(headers)
             self.reader = reader = rules.open_reader(picked, exchange.asked, exchange.decides)
             if reader.finished or exchange.is_stated:
                 return self.settle(reader, {**message, "headers": headers})
+            return self.tell(message, headers, RESPONSE_HEADERS.isdisjoint(picked))
         else:
             self.settled = True
             self.renew_late(JSON_TYPE in headers)
         return self.tell(message, headers)
 
-    def tell(self, message: Message, headers: Headers) -> Awaitable[None]:
+    def tell(self, message: Message, headers: Headers, is_clean: bool = False) -> Awaitable[None]:
         """Send the start of the response with our headers, and none of these names from anybody else."""
         self.started = True
         exchange = self.exchange
         pinning = exchange.pinning
         if not pinning.tells:
             return self.server_send({**message, "headers": headers})
-        if not pinning.foreign.covers(map(header_name, headers)):
+        if not is_clean and not pinning.foreign.covers(map(header_name, headers)):
             headers = without(headers, RESPONSE_HEADERS)
             pinning.foreign.learn(headers)
         headers = headers + told(exchange.status, exchange.reason, exchange.model)
@@ -111,7 +111,8 @@ class Answer(Opaque):
 
     async def settle(self, reader: ResponseReader, message: Message) -> None:
         """Learn what there is to learn before the message that reveals it goes on."""
-        await self.learn(reader)
+        assert self.on_look is not None
+        await self.on_look(reader)
         if reader.finished:
             self.reader = None
             self.settled = not self.ends
@@ -124,26 +125,23 @@ class Answer(Opaque):
             await self.exchange.end()
         return await self.server_send(message)
 
-    def learn(self, reader: ResponseReader) -> Awaitable[None]:
-        """Record the decision."""
-        return self.exchange.learn(reader)
-
     def renew_late(self, whole: bool = False) -> None:
         """See to it that a pin's time starts again at the end of an answer that takes long; a *whole* one won't."""
         seconds = self.exchange.seconds_to_renewal()
         if seconds <= 0:
             self.ends = True
             self.settled = False
-        elif not whole and self.timer is None and seconds < math.inf:
-            self.call_later(seconds)
+        elif not whole and seconds < math.inf:
+            self.watch()
 
-    def call_later(self, seconds: float) -> None:
-        """Call `on_time` then."""
-        self.timer = asyncio.get_running_loop().call_later(seconds, self.on_time)
+    def watch(self) -> None:
+        """Have `on_tick` called from now on."""
+        if not self.watched:
+            self.watched = True
+            self.exchange.pinning.ticker.watch(self)
 
-    def on_time(self) -> None:
+    def on_tick(self) -> None:
         """Look at how long it takes."""
-        self.timer = None
         self.renew_late()
 
     async def end(self, message: Message) -> None:

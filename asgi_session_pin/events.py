@@ -17,7 +17,7 @@ class PinEvent:
     - `store_seconds`: how long the pin store took, over all calls.
     - `waited_seconds`: how long the request waited for another one's decision.
     - `drift`: whether the answer names another model than the one that made the pin. While there are listeners every
-      answer is looked at for it, otherwise one in sixteen and all streams.
+      answer is looked at for it, otherwise one in a hundred.
     """
 
     status: str

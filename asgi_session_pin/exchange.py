@@ -19,6 +19,7 @@ from .pins import Pin, PinTable
 from .request import inner_scope
 from .response import DecisionRules, ResponseReader
 from .session import AskedModel, SessionReader
+from .ticker import Ticker
 from .turns import Turn, Turns
 
 AnswerT = TypeVar("AnswerT")
@@ -44,6 +45,7 @@ class Pinning:
     warn: Warnings
     turns: Turns
     health: Health
+    ticker: Ticker
     listeners: tuple[Listener, ...]
     timer: Callable[[], float]  # seconds
     renew_after: float  # seconds of an answer after which a sliding pin is renewed at its end

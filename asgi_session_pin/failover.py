@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 
 from starlette.types import Message, Scope
 
@@ -10,7 +10,7 @@ from ._headers import Headers
 from ._log import logger
 from .answer import JSON_TYPE, Answer
 from .held import HeldAnswer, nothing
-from .pins import NamedModel, Pin
+from .pins import Pin
 from .refusal import Failure, begins_well, failure_of, has_drifted, names_model
 from .request import InnerScope, RequestBody, inner_scope, restore
 from .response import EVENTS, JSON, EventReader, ResponseReader, media_type
@@ -19,10 +19,9 @@ GONE_SECONDS = 30.0  # a client that leaves sooner may have changed its mind
 
 
 class RoutedAnswer(Answer, kw_only=True):
-    """The answer of the router where a pinned model failed; it is always looked at: does the router's choice serve?"""
+    """The answer of the router where a pinned model failed."""
 
     drops_failures: bool  # the client gets the first answer then
-    on_success: Callable[[NamedModel | None], Awaitable[None]]
     dropped: bool = False
 
     def send(self, message: Message) -> Awaitable[None]:
@@ -33,12 +32,6 @@ class RoutedAnswer(Answer, kw_only=True):
         """Open the response, or drop it."""
         self.dropped = self.drops_failures and not 200 <= message["status"] < 300
         return nothing() if self.dropped else super().start(message)
-
-    async def learn(self, reader: ResponseReader) -> None:
-        """Draw the conclusion from the pinned model's failure, then record the decision if the pin was given up."""
-        if not reader.failed:
-            await self.on_success(reader.found)
-        await super().learn(reader)
 
 
 class PinnedAnswer(HeldAnswer, kw_only=True):
@@ -88,9 +81,11 @@ class PinnedAnswer(HeldAnswer, kw_only=True):
         """The app's `send`."""
         if self.settled:
             return self.server_send(message)
-        if self.routed is not None and self.releasing is None and not self.started:
+        if self.started or self.held:
+            return super().send(message)
+        if self.routed is not None:
             return nothing()  # the rest of an answer that was replaced
-        return super().send(message)
+        return self.start(message) if message["type"] == "http.response.start" else self.server_send(message)
 
     def start(self, message: Message) -> Awaitable[None]:
         """Open the response, or hold it."""
@@ -105,43 +100,47 @@ class PinnedAnswer(HeldAnswer, kw_only=True):
                 return super().start(message)
             return self.hold({**message, "headers": headers}, is_error=True)
         health = pinning.health
-        looks = bool(
-            next(health.glances)
-            or exchange.key in health.fresh
-            or self.pin.model not in health.served
-            or pinning.listeners
-        )
+        looks = exchange.key in health.fresh or self.pin.model not in health.served or next(health.glances)
         if not looks and JSON_TYPE in headers:
-            return self._pass(message, headers, True)
+            self.settled = True
+            self.original = b""
+            if health.failures or health.refused:
+                exchange.serves()
+            if pinning.timer() - exchange.used >= pinning.renew_after:
+                self.renew_late()
+            return self.tell(message, headers)
         picked = pinning.rules.headers.pick(headers)
         kind = media_type(picked.get(b"content-type", b""))
         if kind == EVENTS:
             if looks or b"content-encoding" in picked:
+                self.on_look = self._compare
                 self.reader = pinning.rules.open_first_event(picked, self.pin.model)
             if self.reader is None or not self.reader.finished:  # finished: its coding is not known
                 return self.hold({**message, "headers": headers}, is_error=False)
         elif looks:
             self.reader = pinning.rules.open_reader(picked, self.pin.model, False)
         else:
-            return self._pass(message, headers, kind == JSON)
+            self.settled = True
+            self._succeed()
+            self.renew_late(kind == JSON)
+            return self.tell(message, headers)
         self.original = b""
+        self.on_look = self._compare
         if self.reader.finished:
             return self.settle(self.reader, {**message, "headers": headers})
         return self.tell(message, headers)
 
-    def learn(self, reader: ResponseReader) -> Awaitable[None]:
-        """Compare the answer with the one that made the pin."""
-        return self._compare(reader)
-
-    def begins_with_error(self, message: Message) -> bool:
+    def begins_with_error(self, start: Message, message: Message) -> bool:
         """Tell whether a stream begins with an error; an unfinished event is none, since it is not to be held."""
         content = message.get("body", b"")
         if self.reader is None:
             if begins_well(content):
                 self._succeed()
+                self.renew_late()
                 return False
+            self.on_look = self._compare
             rules = self.exchange.pinning.rules
-            self.reader = rules.open_first_event(rules.headers.pick(self.held[0]["headers"]), self.pin.model)
+            self.reader = rules.open_first_event(rules.headers.pick(start["headers"]), self.pin.model)
         self.reader.feed(content, message.get("more_body", False))
         if not self.reader.failed:
             return False
@@ -153,12 +152,13 @@ class PinnedAnswer(HeldAnswer, kw_only=True):
         """Route the request if the failure calls for it, or let the failure go on."""
         self.close()
         if self.failure is Failure.NAMED:
-            self.failure = Failure.REFUSED if names_model(self.held, self.pin.model) else None
+            self.failure = Failure.REFUSED if names_model(self.held or (), self.pin.model) else None
         if self.failure is Failure.UNAVAILABLE and self.exchange.pinning.config.failover.on_unavailable == "pass":
             await self._count_failure()
         elif self.failure is not None and await self._route():
-            return self.held.clear()
-        return await self.release()
+            self.held = None
+            return
+        await self.release()
 
     def _failure_of(self, status: int) -> Failure | None:
         exchange, health = self.exchange, self.exchange.pinning.health
@@ -167,17 +167,11 @@ class PinnedAnswer(HeldAnswer, kw_only=True):
         )
         return failure_of(status, may_be_refused=may_be_refused, has_served=self.pin.model in health.served)
 
-    def _pass(self, message: Message, headers: Headers, whole: bool) -> Awaitable[None]:
-        self.settled = True
-        self._succeed(whole)
-        return self.tell(message, headers)
-
-    def _succeed(self, whole: bool = False) -> None:
+    def _succeed(self) -> None:
         self.original = b""  # it may be large, and the answer take minutes
         health = self.exchange.pinning.health
         if health.failures or health.refused:
             self.exchange.serves()
-        self.renew_late(whole)
 
     async def _route(self) -> bool:
         """Send the original request to the app; tell whether its answer goes to the client."""
@@ -188,9 +182,7 @@ class PinnedAnswer(HeldAnswer, kw_only=True):
         exchange.model = None if exchange.learns else self.pin.model
         exchange.pin = None  # this answer is no use of it
         restore(exchange.scope, self.before, self.inner)
-        self.routed = routed = RoutedAnswer(
-            exchange, self.server_send, reads=True, drops_failures=is_refusal, on_success=self._blame
-        )
+        self.routed = routed = RoutedAnswer(exchange, self.server_send, on_look=self._blame, drops_failures=is_refusal)
         request: Message = {"type": "http.request", "body": self.original, "more_body": False}
         body = RequestBody(self.body.server_receive, [request])
         try:
@@ -209,13 +201,15 @@ class PinnedAnswer(HeldAnswer, kw_only=True):
                 health.rest(exchange.key)
         return routed.started
 
-    async def _blame(self, found: NamedModel | None) -> None:
-        """The router's choice serves where the pinned model did not."""
-        if self.failure is Failure.UNAVAILABLE:
-            # It may have chosen the pinned model again, which is back.
-            return None if found is not None and found.model == self.pin.model else await self._count_failure()
-        self.exchange.pinning.warn.refused(self.pin.model)
-        return await self.exchange.refuse(self.pin)
+    async def _blame(self, reader: ResponseReader) -> None:
+        """Draw the conclusion, if the router's choice serves where the pinned model did not."""
+        exchange, found = self.exchange, reader.found
+        if not reader.failed and self.failure is Failure.REFUSED:
+            exchange.pinning.warn.refused(self.pin.model)
+            await exchange.refuse(self.pin)
+        elif not reader.failed and (found is None or found.model != self.pin.model):  # the same one is back by now
+            await self._count_failure()
+        await exchange.learn(reader)
 
     async def _count_failure(self) -> None:
         """Count a failure; the last one in a row gives the pin up."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable
 
-from starlette.types import Receive, Scope
+from starlette.types import Receive
 
 from ._json import Members, decode_members, put_model
 from .answer import Answer
@@ -10,10 +10,12 @@ from .decision import DecisionEditor, ask_for_identity, reply
 from .exchange import Exchange
 from .failover import PinnedAnswer
 from .pins import Pin
-from .request import RequestBody, inner_scope, pinned_headers, why_unreadable
+from .request import InnerScope, RequestBody, inner_scope, pinned_headers, why_unreadable
 from .response import MAX_NAME
 from .session import asked_model
 from .turns import Turn
+
+Call = tuple[InnerScope, Answer]
 
 
 async def handle_observed(exchange: Exchange) -> None:
@@ -69,9 +71,19 @@ async def handle(exchange: Exchange) -> None:
             pin = await _wait(exchange, len(content))
     if exchange.decides:
         return await (_decide(exchange, body) if pin is None else _reply(exchange, pin))
-    serving = _route(exchange, body) if pin is None else _use(exchange, pin, members, body, content)
-    del body, content, members  # they may be large, and the answer take minutes
-    return await serving
+    inner, answer = _route(exchange) if pin is None else _use(exchange, pin, members, body, content)
+    del content, members  # they may be large, and the answer take minutes
+    try:
+        await pinning.app(inner, body.receive, answer.send)
+        if not answer.settled:
+            await answer.returned()
+    except Exception as error:
+        if not await answer.makes_up_for(error):
+            raise
+    finally:
+        if answer.watched or exchange.turn is not None or not answer.settled:
+            await answer.leave()
+    return None
 
 
 def _pass_unread(exchange: Exchange) -> Awaitable[None] | None:
@@ -122,51 +134,36 @@ async def _wait(exchange: Exchange, size: int) -> Pin | None:
     return outcome
 
 
-def _use(exchange: Exchange, pin: Pin, members: Members, body: RequestBody, original: bytes) -> Awaitable[None]:
+def _use(exchange: Exchange, pin: Pin, members: Members, body: RequestBody, original: bytes) -> Call:
     pinning = exchange.pinning
     exchange.pin = pin
     exchange.model = pin.model
     content = put_model(members, pin.model)
     body.messages[:] = [{"type": "http.request", "body": content, "more_body": False}]
     headers = pinned_headers(exchange.headers, exchange.picked, len(content), pin.model.encode())
+    inner = inner_scope(exchange.scope, headers, exchange)
     if exchange.asked == pin.model:  # there is nothing else to send
-        inner = inner_scope(exchange.scope, headers, exchange)
-        return _call(exchange, inner, body, Answer(exchange, exchange.server_send))
+        return inner, Answer(exchange, exchange.server_send)
     if not pinning.sessions.by_model:
         pinning.warn.overridden(exchange.asked, pin.model)
     before = dict(exchange.scope)
     state = before.get("state")
     if type(state) is dict:
         before["state"] = state.copy()
-    inner = inner_scope(exchange.scope, headers, exchange)
-    answer = PinnedAnswer(
+    return inner, PinnedAnswer(
         exchange, exchange.server_send, pin=pin, original=original, body=body, before=before, inner=inner
     )
-    return _call(exchange, inner, body, answer)
 
 
-def _route(exchange: Exchange, body: RequestBody) -> Awaitable[None]:
+def _route(exchange: Exchange) -> Call:
     exchange.learns = True
     inner = inner_scope(exchange.scope, exchange.headers, exchange)
-    return _call(exchange, inner, body, Answer(exchange, exchange.server_send, True))
-
-
-async def _call(exchange: Exchange, inner: Scope, body: RequestBody, answer: Answer) -> None:
-    try:
-        await exchange.pinning.app(inner, body.receive, answer.send)
-        if not answer.settled:
-            await answer.returned()
-    except Exception as error:
-        if not await answer.makes_up_for(error):
-            raise
-    finally:
-        if answer.timer is not None or exchange.turn is not None or not answer.settled:
-            await answer.leave()
+    return inner, Answer(exchange, exchange.server_send, exchange.learn)
 
 
 async def _decide(exchange: Exchange, body: RequestBody) -> None:
     exchange.learns = True
-    answer = Answer(exchange, exchange.server_send, True)
+    answer = Answer(exchange, exchange.server_send, exchange.learn)
     assert exchange.session_id is not None
     limit = exchange.pinning.config.limits.max_inspected_response_bytes
     editor = DecisionEditor(answer.send, exchange.session_id, limit)

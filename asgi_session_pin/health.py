@@ -14,7 +14,7 @@ ValueT = TypeVar("ValueT")
 
 MAX_REMEMBERED = 10_000
 REST_SECONDS = 60
-LOOK_EVERY = 16
+LOOK_EVERY = 100
 
 
 class Recent(OrderedDict[KeyT, ValueT]):
@@ -33,7 +33,9 @@ class Health:
     A name is refused for one credential: another one may be allowed to use it.
     """
 
-    def __init__(self, config: Config, timer: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, config: Config, timer: Callable[[], float] = time.monotonic, look_every: int = LOOK_EVERY
+    ) -> None:
         self._ttl = config.routing.session_ttl_seconds
         self._give_up_after = config.failover.give_up_after
         self._timer = timer
@@ -43,7 +45,7 @@ class Health:
         self.refused: Recent[tuple[bytes, str], float] = Recent()  # until when
         self._resting: Recent[bytes, float] = Recent()  # until when
         self.failures: Recent[bytes, int] = Recent()
-        self.glances = cycle([True] + [False] * (LOOK_EVERY - 1))
+        self.glances = cycle([False] * (look_every - 1) + [True])
         """Tells for one answer after the other whether to have a look at it, where nothing else asks for it."""
 
     def serves(self, credential: bytes, model: str) -> None:

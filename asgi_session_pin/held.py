@@ -4,20 +4,20 @@ import asyncio
 from abc import abstractmethod
 from collections.abc import Awaitable
 
-import msgspec
 from starlette.types import Message
 
 from .answer import Answer
 
 HELD_BYTES = 65_536
-HELD_SECONDS = 1.0
+HELD_TICKS = 2  # half a second to a second
 
 
 class HeldAnswer(Answer):
     """What can be held: a whole error, and the start of a stream up to its first chunk."""
 
-    held: list[Message] = msgspec.field(default_factory=list)
+    held: list[Message] | None = None
     held_bytes: int = 0
+    ticks: int = 0
     is_error: bool = False
     releasing: asyncio.Task[None] | None = None  # the time is up
 
@@ -25,17 +25,17 @@ class HeldAnswer(Answer):
         """The app's `send`."""
         if self.releasing is not None:
             return self._send_behind(self.releasing, message)
-        return self._hold_on(message) if self.held else super().send(message)
+        return super().send(message) if self.held is None else self._hold_on(self.held, message)
 
     def hold(self, start: Message, *, is_error: bool) -> Awaitable[None]:
         """Hold the start of a response."""
-        self.held.append(start)
+        self.held = [start]
         self.is_error = is_error
-        self.call_later(HELD_SECONDS)
+        self.watch()
         return nothing()
 
     @abstractmethod
-    def begins_with_error(self, message: Message) -> bool:
+    def begins_with_error(self, start: Message, message: Message) -> bool:
         """Tell whether a stream begins with an error, by its first chunk; if so all of it is held."""
 
     @abstractmethod
@@ -44,7 +44,7 @@ class HeldAnswer(Answer):
 
     async def release(self) -> None:
         """Send what is held, as it came."""
-        held, self.held = self.held, []
+        held, self.held = self.held or (), None
         if self.is_error:
             self.close()
         for message in held:
@@ -58,13 +58,14 @@ class HeldAnswer(Answer):
                 await self.server_send(message)
         self.settled = self.reader is None and not self.ends
 
-    def on_time(self) -> None:
-        """Hold nothing any longer."""
-        if self.held:
-            self.timer = None
+    def on_tick(self) -> None:
+        """Hold nothing any longer, if this is the second time."""
+        if self.held is None:
+            return super().on_tick()
+        self.ticks += 1
+        if self.ticks == HELD_TICKS and self.releasing is None:
             self.releasing = asyncio.get_running_loop().create_task(self.release())
-        else:
-            super().on_time()
+        return None
 
     async def leave(self) -> None:
         """Leave nothing behind."""
@@ -72,12 +73,12 @@ class HeldAnswer(Answer):
         if self.releasing is not None:
             await self.releasing
 
-    async def _hold_on(self, message: Message) -> None:
-        self.held.append(message)
+    async def _hold_on(self, held: list[Message], message: Message) -> None:
+        held.append(message)
         if message["type"] != "http.response.body":
             return await self.release()
         if not self.is_error:
-            self.is_error = self.begins_with_error(message)
+            self.is_error = self.begins_with_error(held[0], message)
             if not self.is_error:
                 return await self.release()
         self.held_bytes += len(message.get("body", b""))

@@ -11,6 +11,7 @@ from ._log import Opaque
 
 # Over one of these, a changed body would no longer be the one that was signed (RFC 9530, RFC 3230, RFC 1864).
 SIGNATURE_HEADERS = frozenset({b"content-digest", b"repr-digest", b"digest", b"content-md5", b"x-amz-content-sha256"})
+SIGV4 = b"AWS4-"  # such an authorization signs the body's digest
 FRAMING_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
 CONTROL_HEADERS = frozenset({b"x-session-pin", b"x-session-pinned", b"x-session-model"})
 PINNED = (b"x-session-pinned", b"true")
@@ -23,20 +24,11 @@ UNUSUAL_HEADERS = SIGNATURE_HEADERS | CONTROL_HEADERS | {b"content-encoding", b"
 HEADER_NAMES = SIGNATURE_HEADERS | FRAMING_HEADERS | CONTROL_HEADERS | {b"content-encoding", b"authorization"}
 
 
-def is_unusual(headers: dict[bytes, bytes]) -> bool:
-    """Tell whether anything but the body itself could speak against reading it, or is between the client and us."""
-    return (
-        not UNUSUAL_HEADERS.isdisjoint(headers)
-        or headers.get(b"authorization", b"").startswith(b"AWS4-")  # SigV4 signs the body's digest
-        or len(headers.get(b"content-length", b"")) > 6  # a smaller one is read in no time
-    )
-
-
 def why_unreadable(headers: dict[bytes, bytes], limit: int) -> bytes | None:
     """Return why the body of an unusual request must pass as it is, as far as the headers tell, or None."""
     if not is_identity(headers.get(b"content-encoding", b"")):
         return b"body-encoded"
-    if not SIGNATURE_HEADERS.isdisjoint(headers) or headers.get(b"authorization", b"").startswith(b"AWS4-"):
+    if not SIGNATURE_HEADERS.isdisjoint(headers) or headers.get(b"authorization", b"").startswith(SIGV4):
         return b"body-signed"
     return b"body-too-large" if (content_length(headers) or 0) > limit else None
 

@@ -83,13 +83,17 @@ class Turns:
         """Tell everybody who waits for *key* which pin it is."""
         if self._unnamed:
             self._unnamed.pop(key, None)
-        self._dissolve(key, pin)
+        turn = self._turns.pop(key, None)
+        if turn is not None:
+            self._dissolve(key, turn, pin)
 
     def unnamed(self, key: bytes) -> None:
         """Let everybody go on: an answer named no model, and the next one would not either."""
         if self._wait_seconds:
             self._unnamed.remember(key, None)
-        self._dissolve(key, None)
+        turn = self._turns.pop(key, None)
+        if turn is not None:
+            self._dissolve(key, turn, None)
 
     def pass_on(self, key: bytes, turn: Turn) -> None:
         """Give the turn to the next who waits: it was not decided."""
@@ -103,12 +107,10 @@ class Turns:
             del self._turns[key]
         return None
 
-    def _dissolve(self, key: bytes, result: Pin | None) -> None:
-        turn = self._turns.pop(key, None)
-        if turn is not None:
-            turn.over = True
-            for outcome in turn.waiting or ():
-                self._give(key, outcome, result)
+    def _dissolve(self, key: bytes, turn: Turn, result: Pin | None) -> None:
+        turn.over = True
+        for outcome in turn.waiting or ():
+            self._give(key, outcome, result)
 
     def _give(self, key: bytes, outcome: Outcome, result: Pin | Turn | None) -> None:
         """Wake a request up, which may run in another event loop."""

@@ -386,7 +386,7 @@ async def test_an_error_over_64_kib_passes_on_as_it_is() -> None:
 
 
 async def test_an_error_that_takes_long_passes_on_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asgi_session_pin.held.HELD_SECONDS", 0.01)
+    monkeypatch.setattr("asgi_session_pin.ticker.TICK_SECONDS", 0.01)
     received = asyncio.Event()
 
     async def serve(send: Send, model: str) -> None:
@@ -411,7 +411,7 @@ async def test_an_error_that_takes_long_passes_on_as_it_is(monkeypatch: pytest.M
 
 
 async def test_what_is_sent_while_a_late_release_runs_keeps_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asgi_session_pin.held.HELD_SECONDS", 0.01)
+    monkeypatch.setattr("asgi_session_pin.ticker.TICK_SECONDS", 0.01)
     starting, go_on = asyncio.Event(), asyncio.Event()
 
     async def serve(send: Send, model: str) -> None:
@@ -436,7 +436,7 @@ async def test_what_is_sent_while_a_late_release_runs_keeps_its_order(monkeypatc
 async def test_an_app_that_returns_while_a_late_release_runs_leaves_nothing_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("asgi_session_pin.held.HELD_SECONDS", 0.01)
+    monkeypatch.setattr("asgi_session_pin.ticker.TICK_SECONDS", 0.01)
     starting = asyncio.Event()
 
     async def serve(send: Send, model: str) -> None:
@@ -660,7 +660,7 @@ async def test_a_stream_passes_from_its_first_bytes_on() -> None:
 
 
 async def test_the_start_of_a_stream_waits_a_second_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asgi_session_pin.held.HELD_SECONDS", 0.01)
+    monkeypatch.setattr("asgi_session_pin.ticker.TICK_SECONDS", 0.01)
     started = asyncio.Event()
 
     async def serve(send: Send, model: str) -> None:

@@ -103,7 +103,7 @@ async def test_a_stream_that_takes_long_renews_the_pin_at_its_end(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The loop's own clock is not turned: a time to live of 0.1 s makes a stream of 20 ms a long one.
-    monkeypatch.setattr("asgi_session_pin.held.HELD_SECONDS", 0.001)
+    monkeypatch.setattr("asgi_session_pin.ticker.TICK_SECONDS", 0.001)
     store = MemoryStore(ttl_seconds=TTL, timer=clock)
     config = Config(routing=Routing(session_ttl_seconds=0.1))
     for status_before in ("miss", "hit"):
