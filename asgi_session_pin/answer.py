@@ -39,6 +39,7 @@ class Answer(Opaque):
     settled: bool = False
     started: bool = False  # whether anything of it went to the client
     ends: bool = False  # whether something is to be done at the last message
+    renews: bool = False  # whether its end counts as a use of the pin
     watched: bool = False  # whether it is told how time passes
 
     def send(self, message: Message) -> Awaitable[None]:
@@ -59,6 +60,8 @@ class Answer(Opaque):
 
     async def returned(self) -> None:
         """Do what is left when the app has returned."""
+        if self.renews and self.exchange.seconds_to_renewal() <= 0:
+            await self.exchange.end()
 
     async def makes_up_for(self, error: Exception) -> bool:
         """Tell whether the client gets another answer than what the app raised."""
@@ -127,6 +130,7 @@ class Answer(Opaque):
 
     def renew_late(self, whole: bool = False) -> None:
         """See to it that a pin's time starts again at the end of an answer that takes long; a *whole* one won't."""
+        self.renews = True
         seconds = self.exchange.seconds_to_renewal()
         if seconds <= 0:
             self.ends = True

@@ -119,8 +119,7 @@ class Exchange(Opaque):
         else:
             self.model = pin.model
             self.used = pinning.timer()
-            if pin.answered is not None and pin.answered.model != self.asked:
-                pinning.health.fresh.remember(self.key, pin.answered)
+            pinning.health.begin(self.key, pin.answered if pin.model != self.asked else None)
         pinning.turns.decided(self.key, pin)
         self.turn = None
 
@@ -165,6 +164,15 @@ class Exchange(Opaque):
         self.pinning.health.refuse(self.credential, pin.model)
         await self.give_up(pin)
 
+    async def count_failure(self, pin: Pin) -> None:
+        """Count a failure of a pin; the last one in a row gives it up."""
+        health = self.pinning.health
+        if not health.gives_up(self.key):
+            return health.failed(self.key)
+        health.succeeded(self.key)
+        self.pinning.warn.given_up(pin.model)
+        return await self.give_up(pin)
+
     async def give_up(self, pin: Pin) -> None:
         """Give up a pin, if it still is in force."""
         try:
@@ -187,6 +195,7 @@ class Exchange(Opaque):
         if self.pin is not None:
             try:
                 await self.timed(self.pinning.table.renew(self.key, self.pin, self.seconds()))
+                self.used = self.pinning.timer()
             except Exception:
                 self.store_failed()
 

@@ -8,36 +8,21 @@ from starlette.types import Message, Scope
 
 from ._headers import Headers
 from ._log import logger
-from .answer import JSON_TYPE, Answer
+from .answer import JSON_TYPE
 from .held import HeldAnswer, nothing
 from .pins import Pin
 from .refusal import Failure, begins_well, failure_of, has_drifted, names_model
-from .request import InnerScope, RequestBody, inner_scope, restore
+from .request import InnerScope, RequestBody, show_state
 from .response import EVENTS, JSON, EventReader, ResponseReader, media_type
+from .routed import RoutedAnswer
 
 GONE_SECONDS = 30.0  # a client that leaves sooner may have changed its mind
-
-
-class RoutedAnswer(Answer, kw_only=True):
-    """The answer of the router where a pinned model failed."""
-
-    drops_failures: bool  # the client gets the first answer then
-    dropped: bool = False
-
-    def send(self, message: Message) -> Awaitable[None]:
-        """The app's `send`."""
-        return nothing() if self.dropped else super().send(message)
-
-    def start(self, message: Message) -> Awaitable[None]:
-        """Open the response, or drop it."""
-        self.dropped = self.drops_failures and not 200 <= message["status"] < 300
-        return nothing() if self.dropped else super().start(message)
 
 
 class PinnedAnswer(HeldAnswer, kw_only=True):
     """The answer to a request that got a pinned model.
 
-    A failure is held. At its last message, or when the app raises, the original request goes to the app once more.
+    A failure is held. At its last message, or when the app raises, the request goes to the app once more, as it came.
     """
 
     pin: Pin
@@ -47,62 +32,67 @@ class PinnedAnswer(HeldAnswer, kw_only=True):
     inner: InnerScope
     failure: Failure | None = None
     routed: RoutedAnswer | None = None
-    routed_error: Exception | None = None
+    concluded: bool = False
+    blamed: bool = False
+    status: bytes = b"hit"
 
     async def returned(self) -> None:
         """Do what is left when the app has returned: its answer may not be whole, or be replaced by one that raised."""
-        if self.held and self.releasing is None:
+        if self.held is not None and self.releasing is None and not self.concluded:
             await self.conclude()
-        if self.routed_error is not None:
-            raise self.routed_error
+        if self.routed is not None and self.routed.error is not None:
+            raise self.routed.error
+        await super().returned()
 
     async def makes_up_for(self, error: Exception) -> bool:
         """Tell whether the client gets another answer than what the app raised."""
-        if self.routed is None:
-            if self.started or self.releasing is not None or self.body.gone:
-                return False
+        if not (self.concluded or self.started or self.releasing is not None or self.body.gone):
             self.failure = self.failure or self._failure_of(500)
             await self.conclude()
-        if self.routed is None or not self.routed.started:
+        routed = self.routed
+        if routed is None or not routed.started or error is routed.error:
             return False
-        logger.warning("a pinned model failed and its request was routed; the app raised", exc_info=error)
-        if self.routed_error is not None:
-            raise self.routed_error
-        return True
+        if routed.error is not None:
+            raise routed.error from error
+        if routed.whole:
+            logger.warning("a pinned model failed and its request was routed; the app raised", exc_info=error)
+        return routed.whole
 
     async def leave(self) -> None:
         """Leave nothing behind."""
         await super().leave()
+        if self.routed is not None and self.routed.started:
+            show_state(self.exchange.scope, self.before)
         is_gone = self.body.gone or isinstance(sys.exception(), asyncio.CancelledError)
-        if is_gone and not self.started and self.routed is None and self.exchange.seconds() >= GONE_SECONDS:
-            await self._count_failure()
+        if is_gone and not self.started and not self.concluded and self.exchange.seconds() >= GONE_SECONDS:
+            await self.exchange.count_failure(self.pin)
 
     def send(self, message: Message) -> Awaitable[None]:
         """The app's `send`."""
         if self.settled:
             return self.server_send(message)
-        if self.started or self.held:
+        if self.routed is not None and not self.started:
+            return nothing()  # the rest of an answer that is replaced
+        if self.started or self.held is not None:
             return super().send(message)
-        if self.routed is not None:
-            return nothing()  # the rest of an answer that was replaced
         return self.start(message) if message["type"] == "http.response.start" else self.server_send(message)
 
     def start(self, message: Message) -> Awaitable[None]:
         """Open the response, or hold it."""
         exchange = self.exchange
-        pinning = exchange.pinning
+        pinning, health = exchange.pinning, exchange.pinning.health
         headers: Headers = message.get("headers", [])
         if type(headers) is not list:
             headers = list(headers)
         if not 200 <= message["status"] < 300:
             self.failure = self._failure_of(message["status"])
-            if self.failure is None or self.body.gone:
+            message = {**message, "headers": headers}
+            if self.failure is None or self.body.gone or self.concluded:
                 return super().start(message)
-            return self.hold({**message, "headers": headers}, is_error=True)
-        health = pinning.health
+            return self.hold(message, is_error=True)
         looks = exchange.key in health.fresh or self.pin.model not in health.served or next(health.glances)
         if not looks and JSON_TYPE in headers:
-            self.settled = True
+            self.settled = self.renews = True
             self.original = b""
             if health.failures or health.refused:
                 exchange.serves()
@@ -132,16 +122,14 @@ class PinnedAnswer(HeldAnswer, kw_only=True):
 
     def begins_with_error(self, start: Message, message: Message) -> bool:
         """Tell whether a stream begins with an error; an unfinished event is none, since it is not to be held."""
-        content = message.get("body", b"")
         if self.reader is None:
-            if begins_well(content):
+            if begins_well(message.get("body", b"")):
                 self._succeed()
                 self.renew_late()
                 return False
-            self.on_look = self._compare
-            rules = self.exchange.pinning.rules
-            self.reader = rules.open_first_event(rules.headers.pick(start["headers"]), self.pin.model)
-        self.reader.feed(content, message.get("more_body", False))
+            self._look_at_first_event(start)
+        assert self.reader is not None
+        self.reader.feed(message.get("body", b""), message.get("more_body", False))
         if not self.reader.failed:
             return False
         self.reader = None
@@ -151,14 +139,33 @@ class PinnedAnswer(HeldAnswer, kw_only=True):
     async def conclude(self) -> None:
         """Route the request if the failure calls for it, or let the failure go on."""
         self.close()
+        self.concluded = True
         if self.failure is Failure.NAMED:
             self.failure = Failure.REFUSED if names_model(self.held or (), self.pin.model) else None
         if self.failure is Failure.UNAVAILABLE and self.exchange.pinning.config.failover.on_unavailable == "pass":
-            await self._count_failure()
-        elif self.failure is not None and await self._route():
+            await self.exchange.count_failure(self.pin)
+        elif self.failure is not None and not self.body.gone and await self._route():
             self.held = None
             return
         await self.release()
+
+    async def let_go(self) -> None:
+        """Send what is held though nothing is known of it yet."""
+        if self.failure in (Failure.REFUSED, Failure.UNAVAILABLE):
+            await self.exchange.count_failure(self.pin)  # nobody can tell whether routing would have served
+        elif self.held and self.reader is None and not self.is_error:
+            self._look_at_first_event(self.held[0])
+        await self.release()
+
+    async def release(self) -> None:
+        """Send what is held, as it came."""
+        self.original = b""
+        await super().release()
+
+    def _look_at_first_event(self, start: Message) -> None:
+        rules = self.exchange.pinning.rules
+        self.on_look = self._compare
+        self.reader = rules.open_first_event(rules.headers.pick(start["headers"]), self.pin.model)
 
     def _failure_of(self, status: int) -> Failure | None:
         exchange, health = self.exchange, self.exchange.pinning.health
@@ -177,54 +184,60 @@ class PinnedAnswer(HeldAnswer, kw_only=True):
         """Send the original request to the app; tell whether its answer goes to the client."""
         exchange, health = self.exchange, self.exchange.pinning.health
         is_refusal = self.failure is Failure.REFUSED
-        status, exchange.status = exchange.status, b"reroute"
+        self.status, exchange.status = exchange.status, b"reroute"
         exchange.learns = is_refusal or health.gives_up(exchange.key)
         exchange.model = None if exchange.learns else self.pin.model
         exchange.pin = None  # this answer is no use of it
-        restore(exchange.scope, self.before, self.inner)
-        self.routed = routed = RoutedAnswer(exchange, self.server_send, on_look=self._blame, drops_failures=is_refusal)
-        request: Message = {"type": "http.request", "body": self.original, "more_body": False}
-        body = RequestBody(self.body.server_receive, [request])
+        self.routed = RoutedAnswer(
+            exchange,
+            self.server_send,
+            on_look=self._blame,
+            original=self.original,
+            body=self.body,
+            before=self.before,
+            inner=self.inner,
+            drops_failures=is_refusal,
+            on_drop=self._fall_back,
+        )
+        self.original = b""
         try:
-            scope = inner_scope(exchange.scope, exchange.headers, exchange)
-            await exchange.pinning.app(scope, body.receive, routed.send)
-        except Exception as error:
-            if routed.started:
-                self.routed_error = error  # for the server, past the first call of the app
-            else:
-                logger.warning("a pinned model failed, and so did its request as it came", exc_info=error)
-        finally:
-            routed.close()
-        if not routed.started:
-            exchange.status, exchange.model, exchange.learns = status, self.pin.model, False
-            if is_refusal:
-                health.rest(exchange.key)
-        return routed.started
+            await self.routed.run()
+        except BaseException:
+            if not self.routed.started:
+                self.routed = self.held = None  # what the app still sends is its answer
+                self._take_back()
+            raise
+        if is_refusal and not self.blamed:
+            health.rest(exchange.key)
+        if not self.routed.started:
+            await self._fall_back()
+        return self.routed.started
+
+    def _take_back(self) -> None:
+        exchange = self.exchange
+        exchange.status, exchange.model, exchange.learns = self.status, self.pin.model, False
+
+    async def _fall_back(self) -> None:
+        self._take_back()
+        await self.release()
 
     async def _blame(self, reader: ResponseReader) -> None:
         """Draw the conclusion, if the router's choice serves where the pinned model did not."""
         exchange, found = self.exchange, reader.found
-        if not reader.failed and self.failure is Failure.REFUSED:
-            exchange.pinning.warn.refused(self.pin.model)
-            await exchange.refuse(self.pin)
-        elif not reader.failed and (found is None or found.model != self.pin.model):  # the same one is back by now
-            await self._count_failure()
+        if not reader.failed and not self.blamed:
+            self.blamed = True
+            if self.failure is Failure.REFUSED:
+                exchange.pinning.warn.refused(self.pin.model)
+                await exchange.refuse(self.pin)
+            elif found is None or found.model != self.pin.model:  # else it is back by now
+                await self.exchange.count_failure(self.pin)
         await exchange.learn(reader)
-
-    async def _count_failure(self) -> None:
-        """Count a failure; the last one in a row gives the pin up."""
-        exchange, health = self.exchange, self.exchange.pinning.health
-        if not health.gives_up(exchange.key):
-            return health.failed(exchange.key)
-        health.succeeded(exchange.key)
-        exchange.pinning.warn.given_up(self.pin.model)
-        return await exchange.give_up(self.pin)
 
     async def _compare(self, reader: ResponseReader) -> None:
         exchange, pinning = self.exchange, self.exchange.pinning
         self.ends = self.ends or exchange.seconds_to_renewal() <= 0
         if reader.failed:
-            return await self._count_failure() if isinstance(reader, EventReader) else None
+            return await self.exchange.count_failure(self.pin) if isinstance(reader, EventReader) else None
         is_fresh = exchange.key in pinning.health.fresh
         first = pinning.health.fresh.pop(exchange.key, self.pin.answered)
         exchange.drift = has_drifted(reader.found, first, self.pin.model)

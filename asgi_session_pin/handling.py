@@ -53,6 +53,7 @@ async def handle(exchange: Exchange) -> None:
     exchange.key = pinning.sessions.key(session_id, picked, asked)
     exchange.asked = asked if type(asked) is str and len(asked) <= MAX_NAME else None
 
+    decisions = pinning.turns.decisions
     try:
         asking = pinning.table.look_up(exchange.key)
         pin = await (exchange.timed(asking) if pinning.listeners else asking)
@@ -67,7 +68,9 @@ async def handle(exchange: Exchange) -> None:
         exchange.status = b"hit"
     else:
         exchange.turn = pinning.turns.take(exchange.key)
-        if exchange.turn is None and not exchange.resets:
+        if exchange.turn is not None and pinning.turns.decisions != decisions:
+            pin = await _look_again(exchange)
+        elif exchange.turn is None and not exchange.resets:
             pin = await _wait(exchange, len(content))
     if exchange.decides:
         return await (_decide(exchange, body) if pin is None else _reply(exchange, pin))
@@ -75,7 +78,7 @@ async def handle(exchange: Exchange) -> None:
     del content, members  # they may be large, and the answer take minutes
     try:
         await pinning.app(inner, body.receive, answer.send)
-        if not answer.settled:
+        if not answer.settled or exchange.seconds_to_renewal() <= 0:
             await answer.returned()
     except Exception as error:
         if not await answer.makes_up_for(error):
@@ -118,6 +121,24 @@ def _is_over(exchange: Exchange, pin: Pin) -> bool:
     """Tell whether a pin is to be given up: by the client, or by what another session found out about its model."""
     health = exchange.pinning.health
     return exchange.resets or (pin.model not in health.served and health.is_refused(exchange.credential, pin.model))
+
+
+async def _look_again(exchange: Exchange) -> Pin | None:
+    """Look the pin up with the turn in hand: there was a decision while the store was asked, maybe this one."""
+    pinning = exchange.pinning
+    pin = None
+    try:
+        pin = await exchange.timed(pinning.table.look_up(exchange.key))
+    except Exception:
+        exchange.store_failed()
+    except BaseException:
+        exchange.pass_turn()
+        raise
+    if pin is not None:
+        exchange.status = b"hit"
+        exchange.turn = None
+        pinning.turns.decided(exchange.key, pin)
+    return pin
 
 
 async def _wait(exchange: Exchange, size: int) -> Pin | None:

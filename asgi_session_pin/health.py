@@ -23,6 +23,7 @@ class Recent(OrderedDict[KeyT, ValueT]):
     def remember(self, key: KeyT, value: ValueT) -> None:
         """Put an entry in, and the oldest one out if there are too many."""
         self[key] = value
+        self.move_to_end(key)
         if len(self) > MAX_REMEMBERED:
             self.popitem(last=False)
 
@@ -47,6 +48,16 @@ class Health:
         self.failures: Recent[bytes, int] = Recent()
         self.glances = cycle([False] * (look_every - 1) + [True])
         """Tells for one answer after the other whether to have a look at it, where nothing else asks for it."""
+
+    def begin(self, key: bytes, answered: NamedModel | None) -> None:
+        """Know nothing of a pin but what the answer that made it named."""
+        if self.failures or self._resting:
+            self.failures.pop(key, None)
+            self._resting.pop(key, None)
+        if answered is not None:
+            self.fresh.remember(key, answered)
+        else:
+            self.fresh.pop(key, None)
 
     def serves(self, credential: bytes, model: str) -> None:
         """Remember that *model* has answered under a pin."""

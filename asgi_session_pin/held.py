@@ -1,6 +1,7 @@
 """An answer that is held back for a moment, up to 64 KiB and a second, until it is known what to do with it."""
 
 import asyncio
+import sys
 from abc import abstractmethod
 from collections.abc import Awaitable
 
@@ -42,6 +43,10 @@ class HeldAnswer(Answer):
     async def conclude(self) -> None:
         """Settle what becomes of an error that is whole."""
 
+    @abstractmethod
+    async def let_go(self) -> None:
+        """Send what is held though nothing is known of it yet: it is too large, or takes too long."""
+
     async def release(self) -> None:
         """Send what is held, as it came."""
         held, self.held = self.held or (), None
@@ -63,33 +68,42 @@ class HeldAnswer(Answer):
         if self.held is None:
             return super().on_tick()
         self.ticks += 1
-        if self.ticks == HELD_TICKS and self.releasing is None:
-            self.releasing = asyncio.get_running_loop().create_task(self.release())
+        if self.ticks == HELD_TICKS:
+            self.releasing = asyncio.get_running_loop().create_task(self.let_go())
         return None
 
     async def leave(self) -> None:
         """Leave nothing behind."""
         self.close()
-        if self.releasing is not None:
+        if self.releasing is None:
+            return
+        error = sys.exception()
+        if isinstance(error, asyncio.CancelledError):
+            self.releasing.cancel()
+        try:
+            await asyncio.wait([self.releasing])
+        finally:
+            self.releasing.cancel()
+        if not self.releasing.cancelled() and self.releasing.exception() is not None and error is None:
             await self.releasing
 
     async def _hold_on(self, held: list[Message], message: Message) -> None:
         held.append(message)
         if message["type"] != "http.response.body":
-            return await self.release()
+            return await self.let_go()
         if not self.is_error:
             self.is_error = self.begins_with_error(held[0], message)
             if not self.is_error:
                 return await self.release()
         self.held_bytes += len(message.get("body", b""))
         if self.held_bytes > HELD_BYTES:
-            await self.release()
+            await self.let_go()
         elif not message.get("more_body"):
             await self.conclude()
         return None
 
     async def _send_behind(self, releasing: asyncio.Task[None], message: Message) -> None:
-        await releasing
+        await asyncio.shield(releasing)
         self.releasing = None
         await self.send(message)
 

@@ -1,5 +1,6 @@
 """The request on its way to the app: read the body within its limit, put a model in, replay it."""
 
+import asyncio
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -86,16 +87,22 @@ def inner_scope(outer: Scope, headers: Headers, mark: object) -> InnerScope:
     return scope
 
 
-def restore(scope: Scope, before: Scope, inner: InnerScope) -> None:
-    """Make a server's scope again what it was *before*, `state` too, and cut *inner* off from it."""
-    inner.outer = {}
-    state = scope.get("state")
+def swap(scope: Scope, values: Scope) -> Scope:
+    """Make *scope* hold *values* but for its `state`, which others may be at work on; return what it held."""
+    held = dict(scope)
     scope.clear()
-    scope.update(before)
-    if type(state) is dict and type(before.get("state")) is dict:
+    scope.update(values)
+    if "state" in held:
+        scope["state"] = held["state"]
+    return held
+
+
+def show_state(scope: Scope, values: Scope) -> None:
+    """Let a scope's `state`, of which outer middleware may hold the very object, have what *values* has."""
+    state = scope.get("state")
+    if type(state) is dict and state is not values.get("state"):
         state.clear()
-        state.update(before["state"])
-        scope["state"] = state  # outer middleware may hold this very object
+        state.update(values["state"])
 
 
 class RequestBody(Opaque):
@@ -109,6 +116,7 @@ class RequestBody(Opaque):
     messages: list[Message] = field(default_factory=list)
     cut_off: bool = False  # whether the client left before the body was whole
     gone: bool = False  # whether the app was told that the client left
+    replaced: asyncio.Event | None = None  # set when another answer, that is given instead, has ended
 
     async def read(self, limit: int) -> bytes | None:
         """Return the whole body, or None if it is over *limit* bytes or the client left before it was whole."""
@@ -142,6 +150,8 @@ class RequestBody(Opaque):
         if self.messages:
             return self.messages.pop(0)
         message = await self.server_receive()
+        if self.replaced is not None:  # to this call's answer; it is the second one's end, or its affair
+            await self.replaced.wait()
         self.gone = message["type"] == "http.disconnect"
         return message
 

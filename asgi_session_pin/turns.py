@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from contextvars import ContextVar
 
@@ -33,6 +34,8 @@ class Turns:
 
     def __init__(self, *, wait_seconds: float, max_bytes: int) -> None:
         self._wait_seconds = wait_seconds
+        self.decisions = 0
+        """How many there were: tells whether one was taken while a slow store was asked."""
         self._room = max_bytes
         self._turns: dict[bytes, Turn] = {}
         self._unnamed: Recent[bytes, None] = Recent()  # sessions whose answers name no model
@@ -65,15 +68,17 @@ class Turns:
         loop = asyncio.get_running_loop()
         outcome: Outcome = loop.create_future()
         turn.waiting.append(outcome)
-        timer = loop.call_later(self._wait_seconds, _run_out, outcome, turn)
+        timer = loop.call_later(self._wait_seconds, self._run_out, key, outcome)
         try:
             result = await outcome
             if isinstance(result, Turn):
                 _current.set(result)
             return result
         except asyncio.CancelledError:
-            if outcome.done() and not outcome.cancelled() and outcome.result() is turn:
-                self.pass_on(key, turn)  # it was given at this very moment
+            if outcome.done() and not outcome.cancelled():
+                given = outcome.result()
+                if isinstance(given, Turn):  # at this very moment
+                    self.pass_on(key, given)
             raise
         finally:
             timer.cancel()
@@ -81,6 +86,7 @@ class Turns:
 
     def decided(self, key: bytes, pin: Pin) -> None:
         """Tell everybody who waits for *key* which pin it is."""
+        self.decisions += 1
         if self._unnamed:
             self._unnamed.pop(key, None)
         turn = self._turns.pop(key, None)
@@ -97,14 +103,15 @@ class Turns:
 
     def pass_on(self, key: bytes, turn: Turn) -> None:
         """Give the turn to the next who waits: it was not decided."""
-        turn.ran_out = False
+        turn.over = True
+        if self._turns.get(key) is not turn:
+            return None  # somebody else has decided
+        del self._turns[key]
         while turn.waiting:
             outcome = turn.waiting.popleft()
             if not outcome.done():
-                return self._give(key, outcome, turn)
-        turn.over = True
-        if self._turns.get(key) is turn:
-            del self._turns[key]
+                self._turns[key] = following = Turn(waiting=turn.waiting)
+                return self._give(key, outcome, following)
         return None
 
     def _dissolve(self, key: bytes, turn: Turn, result: Pin | None) -> None:
@@ -130,8 +137,8 @@ class Turns:
         elif isinstance(result, Turn):  # it has left by now
             self.pass_on(key, result)
 
-
-def _run_out(outcome: Outcome, turn: Turn) -> None:
-    if not outcome.done():
-        turn.ran_out = True
-        outcome.set_result(None)
+    def _run_out(self, key: bytes, outcome: Outcome) -> None:
+        if not outcome.done():
+            with contextlib.suppress(KeyError):
+                self._turns[key].ran_out = True
+            outcome.set_result(None)

@@ -161,3 +161,10 @@ async def answer_json(send: Send, model: str) -> None:
 async def answer_stream(send: Send, model: str) -> None:
     events = [b"data: " + json.dumps({"model": model, "n": n}).encode() + b"\n\n" for n in range(3)]
     await respond(send, *events, b"data: [DONE]\n\n", headers=[SSE_TYPE])
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait for what another thread does."""
+    async with asyncio.timeout(5):
+        while not holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)

@@ -19,3 +19,13 @@ def test_the_oldest_names_and_pins_are_forgotten() -> None:
     assert health.is_refused(b"5", "refused")
     assert not health.is_resting(b"4")
     assert health.is_resting(b"5")
+
+
+def test_what_is_told_again_is_young_again() -> None:
+    health = Health(Config(), lambda: 0.0)
+    for number in range(MAX_REMEMBERED):
+        health.failed(b"%d" % number)
+    health.failed(b"0")
+    health.failed(b"new")
+    assert b"0" in health.failures
+    assert b"1" not in health.failures

@@ -88,6 +88,15 @@ async def test_an_answer_that_starts_late_renews_the_pin_at_its_end(
     assert (await call(middleware, request, SESSION)).pin_status == "hit"
 
 
+async def test_a_json_answer_that_starts_at_once_and_ends_late_renews_the_pin(clock: Clock) -> None:
+    app = Slow(clock, JSON_TYPE)
+    middleware = SessionPinMiddleware(app, store=MemoryStore(ttl_seconds=TTL, timer=clock))
+    for seconds in (0, 0, 700, 0):
+        app.between = seconds
+        answer = await call(middleware, AUTO, SESSION)
+    assert answer.pin_status == "hit"
+
+
 async def test_a_stream_of_one_chunk_that_starts_late_renews_the_pin(clock: Clock) -> None:
     app = Slow(clock, SSE_TYPE)
     middleware = SessionPinMiddleware(app, store=MemoryStore(ttl_seconds=TTL, timer=clock))

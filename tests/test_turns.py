@@ -6,7 +6,6 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -28,6 +27,7 @@ from asgi_driver import (
     read_body,
     receive_from,
     respond,
+    until,
 )
 from asgi_session_pin import (
     Config,
@@ -39,7 +39,7 @@ from asgi_session_pin import (
     SessionPinMiddleware,
     get_session_pin,
 )
-from asgi_session_pin.turns import Turns
+from asgi_session_pin.turns import Turn, Turns
 
 AUTO = {"model": "auto"}
 
@@ -64,13 +64,6 @@ class Steps:
         answer = self.answers.get(number)
         await (answer_json(send, self.models.pop(0)) if answer is None else answer(send))
         return None
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """Wait for what another thread does."""
-    async with asyncio.timeout(5):
-        while not holds():  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
 
 
 async def settle() -> None:
@@ -216,6 +209,25 @@ async def test_after_a_failure_the_next_one_decides_at_the_last_message_not_late
     assert not first.done()
     go_on.set()
     assert (await first).start["status"] == 503
+
+
+async def test_one_that_failed_and_asks_again_waits_for_the_next_one() -> None:
+    gateway = Steps("b")
+    gateway.answers[0] = fail
+    app = SessionPinMiddleware(gateway)
+
+    async def ask_twice() -> list[Answer]:
+        return [await call(app, AUTO, SESSION) for _ in range(2)]
+
+    first = asyncio.create_task(ask_twice())
+    (other,) = start(app, 1)
+    await settle()
+    gateway.gates[0].set()
+    await settle()
+    assert gateway.asked == ["auto", "auto"]
+    gateway.gates[1].set()
+    assert [answer.pin_status for answer in await first] == ["miss", "wait"]
+    assert (await other).pin_status == "miss"
 
 
 async def test_after_a_cancellation_the_next_one_decides() -> None:
@@ -474,8 +486,10 @@ async def test_a_turn_passes_to_another_event_loop_and_over_one_that_has_ended()
     got = asyncio.get_running_loop().run_in_executor(None, lambda: asyncio.run(wait_elsewhere(turns)))
     await until(lambda: turn.waiting is not None and len(turn.waiting) == 2)
     turns.pass_on(b"key", turn)
-    assert await got is turn
-    turns.pass_on(b"key", turn)
+    following = await got
+    assert isinstance(following, Turn)
+    assert following is not turn
+    turns.pass_on(b"key", following)
     assert turns.take(b"key") is not None
 
 
