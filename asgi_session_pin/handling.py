@@ -78,7 +78,7 @@ async def handle(exchange: Exchange) -> None:
     del content, members  # they may be large, and the answer take minutes
     try:
         await pinning.app(inner, body.receive, answer.send)
-        if not answer.settled or exchange.seconds_to_renewal() <= 0:
+        if not answer.settled or pinning.timer() - exchange.used >= pinning.renew_after:
             await answer.returned()
     except Exception as error:
         if not await answer.makes_up_for(error):

@@ -1,9 +1,8 @@
 """What this process has seen of the pinned models: which names served or were refused, which pins failed."""
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable
-from itertools import cycle
+from itertools import cycle, islice
 from typing import TypeVar
 
 from .config import Config
@@ -17,15 +16,16 @@ REST_SECONDS = 60
 LOOK_EVERY = 100
 
 
-class Recent(OrderedDict[KeyT, ValueT]):
-    """A dict that forgets the oldest of its entries, where they are put in by `remember`."""
+class Recent(dict[KeyT, ValueT]):
+    """A dict that forgets the older half of its entries when they are too many, where `remember` puts them in."""
 
     def remember(self, key: KeyT, value: ValueT) -> None:
-        """Put an entry in, and the oldest one out if there are too many."""
+        """Put an entry in, as the youngest."""
+        self.pop(key, None)
         self[key] = value
-        self.move_to_end(key)
         if len(self) > MAX_REMEMBERED:
-            self.popitem(last=False)
+            for old in list(islice(self, MAX_REMEMBERED // 2)):
+                del self[old]
 
 
 class Health:
@@ -54,10 +54,10 @@ class Health:
         if self.failures or self._resting:
             self.failures.pop(key, None)
             self._resting.pop(key, None)
-        if answered is not None:
-            self.fresh.remember(key, answered)
-        else:
+        if answered is None:
             self.fresh.pop(key, None)
+        else:
+            self.fresh.remember(key, answered)
 
     def serves(self, credential: bytes, model: str) -> None:
         """Remember that *model* has answered under a pin."""

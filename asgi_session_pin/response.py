@@ -173,7 +173,11 @@ class JSONReader(ResponseReader):
         """Look at the next piece of the body; most bodies come in one."""
         if more or self.content is not None or self.decoder is not None or len(chunk) > self.rules.max_bytes:
             return super().feed(chunk, more)
-        return self.finish(_read_object(bytes(chunk)))
+        try:
+            self.finish(decode_members(bytes(chunk)))
+        except ValueError:
+            self.finish()
+        return None
 
     def _read(self, data: bytes, more: bool, sent: int) -> None:
         if self.content is None:

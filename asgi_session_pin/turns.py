@@ -15,14 +15,8 @@ from .pins import Pin
 class Turn(Opaque):
     """The right to decide for a session, and those that wait for the decision."""
 
-    outer: Turn | None = None  # in which this one was taken: the app calls itself
     waiting: deque[Outcome] | None = None
     ran_out: bool = False  # somebody waited in vain
-    over: bool = False
-
-    def is_within(self, turn: Turn) -> bool:
-        """Tell whether this turn is *turn*, or was taken while it ran."""
-        return self is turn or (self.outer is not None and self.outer.is_within(turn))
 
 
 Outcome = asyncio.Future[Pin | Turn | None]
@@ -46,8 +40,7 @@ class Turns:
             return None
         if key in self._turns:
             return None
-        outer = _current.get()
-        turn = self._turns[key] = Turn(None if outer is None or outer.over else outer)
+        turn = self._turns[key] = Turn()
         _current.set(turn)
         return turn
 
@@ -59,9 +52,8 @@ class Turns:
         turn = self._turns.get(key)
         if turn is None or turn.ran_out or size > self._room:
             return None
-        current = _current.get()
-        if current is not None and current.is_within(turn):
-            return None  # it would wait for itself
+        if _current.get() is turn:
+            return None  # the app calls itself: this would wait for itself
         self._room -= size
         if turn.waiting is None:
             turn.waiting = deque()
@@ -90,20 +82,19 @@ class Turns:
         if self._unnamed:
             self._unnamed.pop(key, None)
         turn = self._turns.pop(key, None)
-        if turn is not None:
-            self._dissolve(key, turn, pin)
+        if turn is not None and turn.waiting:
+            self._dissolve(key, turn.waiting, pin)
 
     def unnamed(self, key: bytes) -> None:
         """Let everybody go on: an answer named no model, and the next one would not either."""
         if self._wait_seconds:
             self._unnamed.remember(key, None)
         turn = self._turns.pop(key, None)
-        if turn is not None:
-            self._dissolve(key, turn, None)
+        if turn is not None and turn.waiting:
+            self._dissolve(key, turn.waiting, None)
 
     def pass_on(self, key: bytes, turn: Turn) -> None:
         """Give the turn to the next who waits: it was not decided."""
-        turn.over = True
         if self._turns.get(key) is not turn:
             return None  # somebody else has decided
         del self._turns[key]
@@ -114,9 +105,8 @@ class Turns:
                 return self._give(key, outcome, following)
         return None
 
-    def _dissolve(self, key: bytes, turn: Turn, result: Pin | None) -> None:
-        turn.over = True
-        for outcome in turn.waiting or ():
+    def _dissolve(self, key: bytes, waiting: deque[Outcome], result: Pin | None) -> None:
+        for outcome in waiting:
             self._give(key, outcome, result)
 
     def _give(self, key: bytes, outcome: Outcome, result: Pin | Turn | None) -> None:

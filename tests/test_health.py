@@ -12,13 +12,13 @@ def test_the_oldest_names_and_pins_are_forgotten() -> None:
         health.refuse(key, "refused")
         health.failed(key)
         health.rest(key)
-    assert len(health.served) == len(health.refused) == len(health.failures) == MAX_REMEMBERED
-    assert "model-4" not in health.served
-    assert "model-5" in health.served
-    assert not health.is_refused(b"4", "refused")
-    assert health.is_refused(b"5", "refused")
-    assert not health.is_resting(b"4")
-    assert health.is_resting(b"5")
+    half = MAX_REMEMBERED // 2
+    assert len(health.served) == len(health.refused) == len(health.failures) == half + 5
+    for number, is_known in ((half - 1, False), (half, True), (MAX_REMEMBERED + 4, True)):
+        key = b"%d" % number
+        assert (f"model-{number}" in health.served) is is_known
+        assert health.is_refused(key, "refused") is is_known
+        assert health.is_resting(key) is is_known
 
 
 def test_what_is_told_again_is_young_again() -> None:
