@@ -1,6 +1,6 @@
 """Session pinning for LLM proxies: one X-Session-Id, one model, as pure ASGI middleware."""
 
-from .config import Config, ConfigError, Decisions, Endpoint, Failover, Limits, Routing, Sessions, Store
+from .config import Config, ConfigError, Decisions, Endpoint, Failover, Gateway, Limits, Routing, Sessions, Store
 from .events import PinEvent
 from .middleware import SessionPinMiddleware
 from .pins import Pin
@@ -15,6 +15,7 @@ __all__ = [
     "Decisions",
     "Endpoint",
     "Failover",
+    "Gateway",
     "Limits",
     "MemoryStore",
     "Pin",

@@ -150,6 +150,25 @@ class Failover(_Section, frozen=True):
     give_up_after: Annotated[int, Meta(ge=0, le=10**6, description="a whole number from 0 to 1,000,000")] = 3
 
 
+class Gateway(_Section, frozen=True):
+    """How `asgi-session-pin serve` and `create_gateway` reach the upstream; the middleware alone ignores it.
+
+    - `connect_timeout_seconds`: for a connection to the upstream.
+    - `read_timeout_seconds`: between two pieces of a response, and for a piece of the request; None: models think.
+    - `keepalive_seconds`: an idle connection is dropped after this long: sooner than the upstream drops it.
+    - `max_connections`: to the upstream; None: as many as there are requests.
+    - `health_path`: `/healthz` and `/readyz` below it are answered here, everything else by the upstream.
+    """
+
+    connect_timeout_seconds: Seconds = 5
+    read_timeout_seconds: Seconds | None = None
+    keepalive_seconds: Seconds = 2
+    max_connections: Count | None = None
+    health_path: Annotated[
+        str, Meta(pattern=r"^/[\w.~/-]*[\w.~-]\Z", description='a path such as "/-/session-pin"')
+    ] = "/-/session-pin"
+
+
 class Store(_Section, frozen=True):
     """Where the pins are kept.
 
@@ -194,6 +213,7 @@ class Config(_Section, frozen=True):
     failover: Failover = Failover()
     store: Store = Store()
     limits: Limits = Limits()
+    gateway: Gateway = Gateway()
     response_headers: bool = True
 
     @classmethod

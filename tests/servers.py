@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -46,10 +47,10 @@ def serve_script(script: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def serve_app(app: ASGIApp) -> Iterator[str]:
+def serve_app(app: ASGIApp, **options: Any) -> Iterator[str]:
     """Serve *app* by uvicorn in a thread, and yield its URL."""
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", lifespan="on"))
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", lifespan="on", **options))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -16,7 +16,9 @@ COUNT_EXPECTED = "expected a whole number from 1 to 1,000,000,000"
 BYTES_EXPECTED = "expected a whole number of bytes from 1 to 1,000,000,000,000"
 SECRET_EXPECTED = "expected a string or null"
 URL_EXPECTED = 'expected "memory://"'
-ANY_SECTION = "expected one of routing, sessions, decisions, endpoints, failover, store, limits, response_headers"
+ANY_SECTION = (
+    "expected one of routing, sessions, decisions, endpoints, failover, store, limits, gateway, response_headers"
+)
 
 
 def test_all_faults_of_a_file_are_told_at_once(file: Path) -> None:
