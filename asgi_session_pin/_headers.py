@@ -1,8 +1,11 @@
 """Header lists as ASGI has them: pairs of bytes, where names may repeat and may, against the spec, hold capitals."""
 
 from collections.abc import Iterable, Set
+from functools import lru_cache
 from operator import itemgetter
 
+JSON = "json"
+EVENTS = "events"
 Headers = list[tuple[bytes, bytes]]
 
 # Clients choose names: the memory of them is bounded in entries and in bytes.
@@ -83,3 +86,12 @@ def content_length(headers: dict[bytes, bytes]) -> int | None:
 def is_identity(content_encoding: bytes) -> bool:
     """Tell whether a body with this `content-encoding` is as it is (RFC 9110, section 8.4)."""
     return content_encoding.strip().lower() in (b"", b"identity")
+
+
+@lru_cache(maxsize=256)
+def media_type(content_type: bytes) -> str | None:
+    """Return what a body of this `content-type` is: `JSON`, `EVENTS` or None (RFC 9110 section 8.3.1, RFC 6839)."""
+    kind = content_type.partition(b";")[0].strip().lower()
+    if kind == b"application/json" or kind.endswith(b"+json"):
+        return JSON
+    return EVENTS if kind == b"text/event-stream" else None

@@ -13,6 +13,7 @@ from .request import PINNED
 from .response import RESPONSE_HEADERS, ResponseReader
 
 JSON_TYPE = (b"content-type", b"application/json")
+PLAIN = {b"content-type", b"content-length"}
 NOT_PINNED = (b"x-session-pinned", b"false")
 
 
@@ -84,16 +85,24 @@ class Answer(Opaque):
         headers: Headers = message.get("headers", [])
         if type(headers) is not list:  # apps also give iterators, which can be read once
             headers = list(headers)
-        if not 200 <= message["status"] < 300:
+        if message["status"] // 100 != 2:
             self.ends = exchange.turn is not None  # at its last message the next request decides
             self.settled = not self.ends
         elif self.on_look is not None:
             rules = exchange.pinning.rules
-            picked = rules.headers.pick(headers)
-            self.reader = reader = rules.open_reader(picked, exchange.asked, exchange.decides)
+            reader: ResponseReader
+            if JSON_TYPE in headers and rules.plain.covers(map(header_name, headers)):
+                is_clean = True
+                self.reader = reader = rules.open_plain(headers, exchange.asked)
+            else:
+                picked = rules.headers.pick(headers)
+                is_clean = RESPONSE_HEADERS.isdisjoint(picked)
+                self.reader = reader = rules.open_reader(picked, exchange.asked, exchange.decides)
+                if picked.keys() <= PLAIN:
+                    rules.plain.learn(headers)
             if reader.finished or exchange.is_stated:
                 return self.settle(reader, {**message, "headers": headers})
-            return self.tell(message, headers, RESPONSE_HEADERS.isdisjoint(picked))
+            return self.tell(message, headers, is_clean)
         else:
             self.settled = True
             self.renew_late(JSON_TYPE in headers)

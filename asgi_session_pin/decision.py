@@ -6,11 +6,10 @@ import secrets
 
 from starlette.types import Message, Send
 
-from ._headers import HeaderPicker, Headers, content_length, is_identity, without
+from ._headers import JSON, HeaderPicker, Headers, content_length, is_identity, media_type, without
 from ._json import Members, decode_members, encode_json
 from .pins import Pin
 from .request import FRAMING_HEADERS, SIGNATURE_HEADERS
-from .response import JSON, media_type
 
 MAX_REMEMBERED_BYTES = 8_192
 

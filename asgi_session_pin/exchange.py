@@ -71,7 +71,7 @@ class Exchange(Opaque):
     status: bytes = b"miss"
     reason: bytes | None = None
     key: bytes = b""  # empty until the request is known to be one that is pinned
-    asked: str | None = None  # the model's name in the request, where it is one
+    asked: AskedModel = None
     learns: bool = False  # whether the response is looked at for a decision
     stated: Stated | None = None
     is_stated: bool = False  # and the response has nothing to add to it

@@ -6,14 +6,14 @@ from collections.abc import Awaitable
 
 from starlette.types import Message, Scope
 
-from ._headers import Headers
+from ._headers import EVENTS, JSON, Headers, media_type
 from ._log import logger
 from .answer import JSON_TYPE
 from .held import HeldAnswer, nothing
 from .pins import Pin
 from .refusal import Failure, begins_well, failure_of, has_drifted, names_model
 from .request import InnerScope, RequestBody, show_state
-from .response import EVENTS, JSON, EventReader, ResponseReader, media_type
+from .response import EventReader, ResponseReader
 from .routed import RoutedAnswer
 
 GONE_SECONDS = 30.0  # a client that leaves sooner may have changed its mind
@@ -71,10 +71,10 @@ class PinnedAnswer(HeldAnswer, kw_only=True):
         """The app's `send`."""
         if self.settled:
             return self.server_send(message)
-        if self.routed is not None and not self.started:
-            return nothing()  # the rest of an answer that is replaced
-        if self.started or self.held is not None:
+        if self.started or (self.held is not None and self.routed is None):
             return super().send(message)
+        if self.routed is not None:
+            return nothing()  # the rest of an answer that is replaced
         return self.start(message) if message["type"] == "http.response.start" else self.server_send(message)
 
     def start(self, message: Message) -> Awaitable[None]:
@@ -84,7 +84,7 @@ class PinnedAnswer(HeldAnswer, kw_only=True):
         headers: Headers = message.get("headers", [])
         if type(headers) is not list:
             headers = list(headers)
-        if not 200 <= message["status"] < 300:
+        if message["status"] // 100 != 2:
             self.failure = self._failure_of(message["status"])
             message = {**message, "headers": headers}
             if self.failure is None or self.body.gone or self.concluded:

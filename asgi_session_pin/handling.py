@@ -11,7 +11,6 @@ from .exchange import Exchange
 from .failover import PinnedAnswer
 from .pins import Pin
 from .request import InnerScope, RequestBody, inner_scope, pinned_headers, why_unreadable
-from .response import MAX_NAME
 from .session import asked_model
 from .turns import Turn
 
@@ -51,7 +50,7 @@ async def handle(exchange: Exchange) -> None:
     if pinning.is_routed is not None and not pinning.is_routed(asked):
         return await _ignore(exchange, b"model-not-routed", body.receive)
     exchange.key = pinning.sessions.key(session_id, picked, asked)
-    exchange.asked = asked if type(asked) is str and len(asked) <= MAX_NAME else None
+    exchange.asked = asked
 
     decisions = pinning.turns.decisions
     try:
@@ -160,7 +159,7 @@ def _use(exchange: Exchange, pin: Pin, members: Members, body: RequestBody, orig
     exchange.pin = pin
     exchange.model = pin.model
     content = put_model(members, pin.model)
-    body.messages[:] = [{"type": "http.request", "body": content, "more_body": False}]
+    body.messages = [{"type": "http.request", "body": content, "more_body": False}]
     headers = pinned_headers(exchange.headers, exchange.picked, len(content), pin.model.encode())
     inner = inner_scope(exchange.scope, headers, exchange)
     if exchange.asked == pin.model:  # there is nothing else to send
@@ -168,9 +167,8 @@ def _use(exchange: Exchange, pin: Pin, members: Members, body: RequestBody, orig
     if not pinning.sessions.by_model:
         pinning.warn.overridden(exchange.asked, pin.model)
     before = dict(exchange.scope)
-    state = before.get("state")
-    if type(state) is dict:
-        before["state"] = state.copy()
+    if "state" in before and type(before["state"]) is dict:
+        before["state"] = before["state"].copy()
     return inner, PinnedAnswer(
         exchange, exchange.server_send, pin=pin, original=original, body=body, before=before, inner=inner
     )

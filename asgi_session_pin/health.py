@@ -21,7 +21,8 @@ class Recent(dict[KeyT, ValueT]):
 
     def remember(self, key: KeyT, value: ValueT) -> None:
         """Put an entry in, as the youngest."""
-        self.pop(key, None)
+        if key in self:
+            del self[key]
         self[key] = value
         if len(self) > MAX_REMEMBERED:
             for old in list(islice(self, MAX_REMEMBERED // 2)):
@@ -54,10 +55,10 @@ class Health:
         if self.failures or self._resting:
             self.failures.pop(key, None)
             self._resting.pop(key, None)
-        if answered is None:
-            self.fresh.pop(key, None)
-        else:
+        if answered is not None:
             self.fresh.remember(key, answered)
+        elif key in self.fresh:
+            del self.fresh[key]
 
     def serves(self, credential: bytes, model: str) -> None:
         """Remember that *model* has answered under a pin."""

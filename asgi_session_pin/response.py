@@ -8,7 +8,7 @@ from typing import TypeVar
 import msgspec
 
 from ._decompress import Decoder, open_decoder
-from ._headers import HeaderPicker, content_length, is_identity
+from ._headers import JSON, HeaderPicker, Headers, NameMemory, content_length, is_identity, media_type
 from ._json import Members, decode_members, find_string
 from ._log import Opaque
 from ._patterns import Alias, Patterns
@@ -17,12 +17,12 @@ from ._warnings import Warnings
 from .config import Config
 from .pins import NamedModel
 
-JSON = "json"
-EVENTS = "events"
 MAX_NAME = 256
 _visible_ascii = re.compile(r"[\x21-\x7e]{1,256}").fullmatch
 # gpt-4o -> gpt-4o-2024-08-06, claude-haiku-4-5 -> claude-haiku-4-5-20251001, and with "@" where Vertex AI serves it.
 _date = re.compile(r"[-@](\d{4}-\d\d-\d\d|\d{8})").fullmatch
+
+_PLAIN_JSON = {b"content-type": b"application/json"}
 
 # What gateways put into an `error` that is none.
 _NO_ERROR = frozenset({b"null", b"false", b"0", b'""', b"{}", b"[]"})
@@ -45,14 +45,20 @@ class DecisionRules:
         self._knows_litellm = any(name.startswith(b"x-litellm-") for name in self._source_headers)
         names = {b"content-type", b"content-length", b"content-encoding", _LITELLM_HEADER, *RESPONSE_HEADERS}
         self.headers = HeaderPicker(names | self._source_headers)
+        self.plain = NameMemory()  # of headers that say no more than the type and the length
         # The cache also lets all pins on a model share one string.
         self._judge = lru_cache(maxsize=1024)(self._judge_name)
 
-    def open_reader(self, headers: dict[bytes, bytes], asked: str | None, whole: bool) -> "ResponseReader":
+    def open_plain(self, headers: Headers, asked: object) -> "JSONReader":
+        """Return what reads a JSON response whose *headers* say nothing else: `plain` covers them."""
+        return JSONReader(self, _PLAIN_JSON, _name(asked), sent=headers)
+
+    def open_reader(self, headers: dict[bytes, bytes], asked: object, whole: bool) -> "ResponseReader":
         """Return what looks for the decision in a response with these headers to a request for the model *asked*.
 
         With *whole* the body is read even where a header has the answer.
         """
+        asked = _name(asked)
         if whole and media_type(headers.get(b"content-type", b"")) != JSON:
             return ResponseReader(self, headers, asked, finished=True, failed=True)  # no decision object, so none kept
         if not whole and not self._source_headers.isdisjoint(headers):
@@ -166,6 +172,7 @@ ReaderT = TypeVar("ReaderT", bound=ResponseReader)
 class JSONReader(ResponseReader):
     """Reads a body that is one JSON object, when it is whole: by its content-length or its last message."""
 
+    sent: Headers | None = None  # all of them, where `headers` lacks the length
     content: bytearray | None = None
     to_come: float = math.inf  # bytes as they are sent
 
@@ -182,7 +189,8 @@ class JSONReader(ResponseReader):
     def _read(self, data: bytes, more: bool, sent: int) -> None:
         if self.content is None:
             self.content = bytearray()
-            self.to_come = content_length(self.headers) or math.inf
+            headers = self.headers if self.sent is None else self.rules.headers.pick(self.sent)
+            self.to_come = content_length(headers) or math.inf
         self.content += data
         self.to_come -= sent
         if not more or self.to_come <= 0:
@@ -237,13 +245,9 @@ def _decoding(reader: ReaderT) -> ReaderT:
     return reader if reader.decoder is not None else _settled(reader)
 
 
-@lru_cache(maxsize=256)
-def media_type(content_type: bytes) -> str | None:
-    """Return what a body of this `content-type` is: `JSON`, `EVENTS` or None (RFC 9110 section 8.3.1, RFC 6839)."""
-    kind = content_type.partition(b";")[0].strip().lower()
-    if kind == b"application/json" or kind.endswith(b"+json"):
-        return JSON
-    return EVENTS if kind == b"text/event-stream" else None
+def _name(asked: object) -> str | None:
+    """Return the model that a request asks for, where it is a name of a usual length."""
+    return asked if type(asked) is str and len(asked) <= MAX_NAME else None
 
 
 def _read_source(source: str) -> tuple[str, bytes | None, tuple[str, ...]]:
