@@ -238,6 +238,8 @@ class PinnedAnswer(HeldAnswer, kw_only=True):
         self.ends = self.ends or exchange.seconds_to_renewal() <= 0
         if reader.failed:
             return await self.exchange.count_failure(self.pin) if isinstance(reader, EventReader) else None
+        if pinning.rules.is_fallback(reader.headers):
+            return None  # which proves nothing of the name
         is_fresh = exchange.key in pinning.health.fresh
         first = pinning.health.fresh.pop(exchange.key, self.pin.answered)
         exchange.drift = has_drifted(reader.found, first, self.pin.model)
@@ -245,7 +247,9 @@ class PinnedAnswer(HeldAnswer, kw_only=True):
             exchange.serves()
         elif is_fresh:
             pinning.warn.misunderstood(self.pin.model, reader.found.name)
-            await exchange.refuse(self.pin)
+            # A name that has served is understood: the gateway fell back on its own.
+            has_served = self.pin.model in pinning.health.served
+            await (exchange.give_up(self.pin) if has_served else exchange.refuse(self.pin))
         else:
             pinning.warn.drifted(self.pin.model, reader.found.name)
         return None

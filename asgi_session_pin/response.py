@@ -29,6 +29,8 @@ _NO_ERROR = frozenset({b"null", b"false", b"0", b'""', b"{}", b"[]"})
 
 # On each of LiteLLM's answers, also those that carry no model name.
 _LITELLM_HEADER = b"x-litellm-call-id"
+# On those that another group than the one that was asked for has answered, its own fallback, this is no zero.
+_LITELLM_FALLBACKS = b"x-litellm-attempted-fallbacks"
 RESPONSE_HEADERS = frozenset({b"x-session-pinned", b"x-session-model", b"x-session-pin-status"})
 
 
@@ -43,8 +45,8 @@ class DecisionRules:
         self._reads_bodies = any(path for _, _, path in self._sources)
         self._source_headers = frozenset(name for _, name, _ in self._sources if name is not None)
         self._knows_litellm = any(name.startswith(b"x-litellm-") for name in self._source_headers)
-        names = {b"content-type", b"content-length", b"content-encoding", _LITELLM_HEADER, *RESPONSE_HEADERS}
-        self.headers = HeaderPicker(names | self._source_headers)
+        names = {b"content-type", b"content-length", b"content-encoding", _LITELLM_HEADER, _LITELLM_FALLBACKS}
+        self.headers = HeaderPicker(names | RESPONSE_HEADERS | self._source_headers)
         self.plain = NameMemory()  # of headers that say no more than the type and the length
         # The cache also lets all pins on a model share one string.
         self._judge = lru_cache(maxsize=1024)(self._judge_name)
@@ -104,6 +106,10 @@ class DecisionRules:
         """Warn if a gateway that is known to hide its choice answered under the name that was asked for."""
         if _LITELLM_HEADER in headers and not self._knows_litellm:
             warn.hidden()
+
+    def is_fallback(self, headers: dict[bytes, bytes]) -> bool:
+        """Tell whether a gateway says that it fell back to another model than it was asked for."""
+        return headers.get(_LITELLM_FALLBACKS, b"0") != b"0"
 
     def is_usable(self, model: object) -> bool:
         """Tell whether a name can be a decision: text that can be sent back, and none that the router decides for."""

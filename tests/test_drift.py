@@ -59,6 +59,32 @@ async def test_a_name_that_a_header_gives_is_compared_too() -> None:
     assert await statuses(SessionPinMiddleware(gateway, config=config), 3) == ["miss", "hit", "miss"]
 
 
+async def test_a_name_that_has_served_is_not_refused_where_a_gateway_falls_back_on_its_own() -> None:
+    gateway = Gateway("a", "a", "a", "b", "a", "a")
+    app = SessionPinMiddleware(gateway)
+    assert await statuses(app, 2) == ["miss", "hit"]
+    other: Header = (b"x-session-id", b"session-2")
+    answers = [await call(app, AUTO, other) for _ in range(4)]
+    assert [answer.pin_status for answer in answers] == ["miss", "hit", "miss", "hit"], "given up, and pinned again"
+
+
+async def test_litellm_that_tells_of_its_own_fallback_is_not_compared() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        asked = asked_model(await read_body(receive))
+        headers = [JSON_TYPE, (b"x-litellm-attempted-fallbacks", b"1" if falls_back else b"0")]
+        name = "mini" if falls_back else "claude" if asked == "smart" else asked
+        await respond(send, json.dumps({"model": name}).encode(), headers=headers)
+
+    middleware = SessionPinMiddleware(app)
+    falls_back = False
+    assert (await call(middleware, {"model": "smart"}, SESSION)).pin_status == "miss"
+    falls_back = True
+    assert (await call(middleware, {"model": "smart"}, SESSION)).json["model"] == "mini"
+    falls_back = False
+    answer = await call(middleware, {"model": "smart"}, SESSION)
+    assert (answer.pin_status, answer.json["model"]) == ("hit", "claude")
+
+
 async def test_later_drift_is_counted_and_told_and_the_pin_stays(caplog: pytest.LogCaptureFixture) -> None:
     events: list[PinEvent] = []
     app = SessionPinMiddleware(Gateway("a", "a", "b", "b", "a", "a"), listeners=[events.append])
