@@ -43,16 +43,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def serve_gateway(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> int:
     """Serve until stopped and return the exit code."""
     try:
-        from .serve import serve
+        from .serve import prepare
     except ImportError as error:
         parser.error(f"{error.name} is missing: install asgi-session-pin[gateway]")
     try:
-        serve(chosen.upstream, chosen.config, chosen.host, chosen.port, chosen.workers, chosen.log_level)
+        run = prepare(chosen.upstream, chosen.config, chosen.host, chosen.port, chosen.workers, chosen.log_level)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1
     except ValueError as error:
         parser.error(f"argument --{error}")
+    run()
     return 0
 
 

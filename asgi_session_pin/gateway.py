@@ -1,27 +1,37 @@
-"""In front of a gateway that can't be changed: a reverse proxy over one httpx transport, inside of the middleware."""
+"""In front of a gateway that can't be changed: a reverse proxy over httpx, inside of the middleware."""
 
 import asyncio
 import logging
 import os
+import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 import anyio
 import httpx
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from ._headers import Headers, without
 from .config import Config, Gateway
+from .forwarding import (
+    end_to_end,
+    error_response,
+    has_body,
+    inner_path,
+    refuse_websocket,
+    request_headers,
+    target,
+    wants_websocket,
+)
 from .middleware import SessionPinMiddleware
 
 logger = logging.getLogger("asgi_session_pin.gateway")
 
-# RFC 9110, section 7.6.1: of the connection, not of the message. `expect` is answered by the server that we run on.
-HOP_BY_HOP = frozenset(
-    b"connection keep-alive proxy-connection proxy-authenticate te trailer transfer-encoding upgrade expect".split()
-)
+# httpcore's pool takes a time that grows with the square of its connections.
+CONNECTIONS_IN_A_POOL = 32
+# A name or an address; what this lets through can be looked up.
+_host = re.compile(r"(?!-)[\w-]{1,63}(\.[\w-]{1,63})*\.?|[0-9a-f:.]*:[0-9a-f:.]*", re.ASCII | re.IGNORECASE).fullmatch
 
 
 def create_gateway(
@@ -49,11 +59,7 @@ class ReverseProxy:
 
     def __init__(self, upstream: str, settings: Gateway | None = None) -> None:
         settings = settings or Gateway()
-        parts = urlsplit(upstream)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise ValueError("upstream: expected a URL such as http://localhost:4000")
-        if parts.username is not None or parts.password is not None:
-            raise ValueError("upstream: expected a URL without credentials; clients send theirs")
+        parts = _read_url(upstream)
         self._url = httpx.URL(f"{parts.scheme}://{parts.netloc}")
         self._base = quote(parts.path.rstrip("/"), safe="/%:@!$&'()*+,;=~").encode()
         self._timeout = {
@@ -62,47 +68,37 @@ class ReverseProxy:
             "write": settings.read_timeout_seconds,
             "pool": None,
         }
-        self._health = settings.health_path.rstrip("/")
-        # Not a client: that would merge in headers and cookies of its own. Only a connect is tried once more.
-        self._transport = httpx.AsyncHTTPTransport(
-            trust_env=False,
-            retries=1,
-            limits=httpx.Limits(max_connections=settings.max_connections, keepalive_expiry=settings.keepalive_seconds),
-        )
+        self._checks = [f"{settings.health_path}/{check}" for check in ("healthz", "readyz")]
+        self._pools = _Pools(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward a request (ASGI)."""
         if scope["type"] == "lifespan":
             return await self._live(receive, send)
         if scope["type"] == "websocket":
-            return await _refuse(scope, receive, send)
-        if scope["path"].startswith(self._health):
-            check = scope["path"].removeprefix(self._health)
-            if check in ("/healthz", "/readyz") and scope["method"] in ("GET", "HEAD"):
-                answer = PlainTextResponse("ok\n") if check == "/healthz" else await self._readiness()
-                return await answer(scope, receive, send)
+            return await refuse_websocket(scope, receive, send)
+        if scope["method"] == "CONNECT" or wants_websocket(scope):
+            answer = error_response(501, "Tunnels and websockets are not forwarded.", "not_implemented")
+            return await answer(scope, receive, send)
+        path = inner_path(scope)
+        if scope["method"] in ("GET", "HEAD") and path in self._checks:
+            answer = PlainTextResponse("ok\n") if path == self._checks[0] else await self._readiness()
+            return await answer(scope, receive, send)
         await _Forwarding(self, scope, receive, send).run()
 
-    async def send(self, request: httpx.Request) -> httpx.Response:
-        """Send *request* to the upstream and return the response, whose body is still to come."""
-        return await self._transport.handle_async_request(request)
+    def take_pool(self) -> "_Pool":
+        """Return the connections to use for one request."""
+        return self._pools.take()
 
-    def build_request(self, scope: Scope, content: AsyncIterator[bytes]) -> httpx.Request:
+    def build_request(self, scope: Scope, content: AsyncIterator[bytes] | None) -> httpx.Request:
         """Return the request for the upstream: the same target, byte for byte, and all headers that go end to end."""
-        path = scope.get("raw_path") or quote(scope["path"]).encode()
-        query = b"?" + scope["query_string"] if scope["query_string"] else b""
-        has_body = any(name.lower() in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
-        return httpx.Request(
-            scope["method"],
-            self._url,
-            headers=_forwarded(scope),
-            content=content if has_body else None,
-            extensions={"timeout": self._timeout, "target": self._base + path + query},
-        )
+        extensions = {"timeout": self._timeout, "target": target(scope, self._base)}
+        headers = request_headers(scope)
+        return httpx.Request(scope["method"], self._url, headers=headers, content=content, extensions=extensions)
 
     async def aclose(self) -> None:
         """Close the connections to the upstream. Lifespan does it."""
-        await self._transport.aclose()
+        await self._pools.aclose()
 
     async def _readiness(self) -> Response:
         port = self._url.port or {"http": 80, "https": 443}[self._url.scheme]
@@ -122,6 +118,43 @@ class ReverseProxy:
         await send({"type": "lifespan.shutdown.complete"})
 
 
+class _Pool:
+    """Connections of one event loop, and how many requests use them."""
+
+    def __init__(self, settings: Gateway) -> None:
+        self.requests = 0
+        # Not a client: that would merge in headers and cookies of its own. Only a connect is tried once more.
+        self.transport = httpx.AsyncHTTPTransport(
+            trust_env=False,
+            retries=1,
+            limits=httpx.Limits(max_connections=settings.max_connections, keepalive_expiry=settings.keepalive_seconds),
+        )
+
+
+class _Pools:
+    """As many pools as there are requests for, the first ones first, unless the settings limit the connections."""
+
+    def __init__(self, settings: Gateway) -> None:
+        self._settings = settings
+        self._by_loop: dict[asyncio.AbstractEventLoop, list[_Pool]] = {}
+
+    def take(self) -> _Pool:
+        loop = asyncio.get_running_loop()
+        if loop not in self._by_loop:
+            self._by_loop = {other: pools for other, pools in self._by_loop.items() if not other.is_closed()}
+            self._by_loop[loop] = []
+        pools = self._by_loop[loop]
+        for pool in pools:
+            if pool.requests < CONNECTIONS_IN_A_POOL or self._settings.max_connections is not None:
+                return pool
+        pools.append(_Pool(self._settings))
+        return pools[-1]
+
+    async def aclose(self) -> None:
+        for pool in self._by_loop.pop(asyncio.get_running_loop(), []):
+            await pool.transport.aclose()
+
+
 class _ClientLeft(Exception):
     """While it sent its body."""
 
@@ -139,24 +172,30 @@ class _Forwarding:
 
     async def run(self) -> None:
         """Forward, until the client leaves."""
+        pool = self._proxy.take_pool()
+        pool.requests += 1
         try:
             with self._cancel_scope:
-                await self._forward()
+                await self._forward(pool.transport)
         except _ClientLeft:
             pass
         finally:
-            if self._watching is not None:
-                self._watching.cancel()
+            pool.requests -= 1
+            self._stop_watching()
 
-    async def _forward(self) -> None:
-        request = self._proxy.build_request(self._scope, self._content())
+    async def _forward(self, transport: httpx.AsyncHTTPTransport) -> None:
+        content = self._content() if has_body(self._scope) else None
+        request = self._proxy.build_request(self._scope, content)
+        if content is None:
+            self._watch()
         try:
-            response = await self._proxy.send(request)
+            response = await transport.handle_async_request(request)
         except httpx.TransportError as error:
+            self._stop_watching()
             return await _failure(error)(self._scope, self._receive, self._send)
         try:
             self._watch()
-            headers = _end_to_end(response.headers.raw)
+            headers = end_to_end(response.headers.raw)
             await self._send({"type": "http.response.start", "status": response.status_code, "headers": headers})
             async for chunk in response.aiter_raw():
                 await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
@@ -164,6 +203,7 @@ class _Forwarding:
             raise UpstreamBroke(type(error).__name__) from error
         finally:
             await response.aclose()
+        self._stop_watching()  # servers tell the end of a response like a client that leaves
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _content(self) -> AsyncIterator[bytes]:
@@ -173,14 +213,19 @@ class _Forwarding:
             if message["type"] != "http.request":
                 raise _ClientLeft
             more = message.get("more_body", False)
+            if not more:
+                self._watch()
             if message.get("body"):
                 yield message["body"]
-        self._watch()
 
     def _watch(self) -> None:
         """Close the request to the upstream as soon as the client leaves."""
         if self._watching is None:
             self._watching = asyncio.get_running_loop().create_task(self._wait_for_disconnect())
+
+    def _stop_watching(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
 
     async def _wait_for_disconnect(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
@@ -188,49 +233,24 @@ class _Forwarding:
         self._cancel_scope.cancel()
 
 
-def _forwarded(scope: Scope) -> Headers:
-    """Return the headers for the upstream."""
-    headers = without(_end_to_end(scope["headers"]), {b"host", b"x-forwarded-for"})
-    names = {name.lower() for name, _ in headers}
-    hops = [value for name, value in scope["headers"] if name.lower() == b"x-forwarded-for"]
-    if scope.get("client"):
-        hops.append(scope["client"][0].encode())
-    if hops:
-        headers.append((b"x-forwarded-for", b", ".join(hops)))
-    if b"x-forwarded-proto" not in names:
-        headers.append((b"x-forwarded-proto", scope.get("scheme", "http").encode()))
-    host = next((value for name, value in scope["headers"] if name.lower() == b"host"), None)
-    if host is not None and b"x-forwarded-host" not in names:
-        headers.append((b"x-forwarded-host", host))
-    return headers
-
-
-def _end_to_end(headers: Headers) -> Headers:
-    """Return a copy of *headers* without those that are of the connection, or that `connection` names."""
-    dropped = set(HOP_BY_HOP)
-    for name, value in headers:
-        if name.lower() == b"connection":
-            dropped.update(item.strip().lower() for item in value.split(b","))
-    return without(headers, dropped)
+def _read_url(upstream: str) -> SplitResult:
+    try:
+        parts = urlsplit(upstream)
+        is_usable = parts.scheme in ("http", "https") and _host(parts.hostname or "") and parts.port != 0
+    except ValueError:
+        is_usable = False
+    if not is_usable or parts.query or parts.fragment:
+        raise ValueError("upstream: expected a URL such as http://localhost:4000")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("upstream: expected a URL without credentials; clients send theirs")
+    return parts
 
 
 def _failure(error: httpx.TransportError) -> Response:
-    """Return the answer for an upstream that did not answer, in OpenAI's shape. Its URL is the operator's affair."""
-    logger.warning("the upstream did not answer: %s", type(error).__name__)
-    status, code, message = 502, "upstream_unavailable", "The upstream gateway can't be reached or did not answer."
+    """Return the answer for an upstream that did not answer. Its URL is the operator's affair."""
+    logger.warning("the upstream did not answer: %s: %s", type(error).__name__, error)
     if isinstance(error, httpx.TimeoutException):
-        status, code, message = 504, "upstream_timeout", "The upstream gateway did not answer in time."
-    elif isinstance(error, httpx.LocalProtocolError):
-        status, code, message = 400, "invalid_request", "The request can't be forwarded as it is."
-    details = {"message": message, "type": "upstream_error", "param": None, "code": code}
-    return JSONResponse({"error": details}, status)
-
-
-async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
-    """Refuse a websocket."""
-    if "websocket.http.response" in scope.get("extensions", {}):
-        details = {"message": "Websockets are not forwarded.", "type": "upstream_error", "param": None, "code": None}
-        response: Any = JSONResponse({"error": details}, 501)
-        await response(scope, receive, send)
-    else:
-        await send({"type": "websocket.close", "code": 1003, "reason": "websockets are not forwarded"})
+        return error_response(504, "The upstream gateway did not answer in time.", "upstream_timeout")
+    if isinstance(error, httpx.LocalProtocolError):
+        return error_response(400, "The request can't be forwarded as it is.", "invalid_request")
+    return error_response(502, "The upstream gateway can't be reached or did not answer.", "upstream_unavailable")

@@ -15,12 +15,13 @@ import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 from starlette.types import Message, Receive, Scope, Send
 
 from asgi_driver import body_messages, http_scope, receive_from
 from asgi_session_pin import Config, ConfigError, Gateway
-from asgi_session_pin.gateway import ReverseProxy, create_gateway
+from asgi_session_pin.forwarding import has_body, target
+from asgi_session_pin.gateway import CONNECTIONS_IN_A_POOL, ReverseProxy, _Pools, create_gateway
 from servers import free_port, serve_app
 
 AS_IT_IS = {"server_header": False, "date_header": False, "proxy_headers": False}
@@ -205,7 +206,7 @@ async def test_a_request_that_cannot_be_forwarded_is_a_400() -> None:
     with socket_upstream(answer_ok) as (upstream, _):
         proxy = ReverseProxy(upstream)
         scope = http_scope((b"bad name", b"1"), path="/") | {"client": None}
-        await proxy(scope, receive_from(body_messages(b"")), send)
+        await proxy(scope, receive_from(body_messages(b""), asyncio.Event()), send)
         await proxy.aclose()
     assert sent[0]["status"] == 400
 
@@ -339,6 +340,157 @@ def test_an_upstream_that_answers_before_the_body_is_whole_is_heard() -> None:
         assert client.post("/", content=b"x" * 5_000_000).status_code == 413
 
 
+async def _leave(upstream: str, request: bytes, ended: threading.Event) -> None:
+    """Send *request* through the proxy and leave; the upstream has to see it at once."""
+    app = create_gateway(upstream)
+    with serve_app(app, **AS_IT_IS) as url:
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+        _, writer = await asyncio.open_connection(*address)
+        writer.write(request)
+        await asyncio.sleep(0.1)
+        assert not ended.is_set()
+        writer.close()
+        assert await asyncio.to_thread(ended.wait, 5)
+
+
+@pytest.mark.parametrize(
+    "request_text",
+    [
+        b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi",
+    ],
+)
+async def test_a_client_that_leaves_while_it_waits_closes_the_request_to_the_upstream(request_text: bytes) -> None:
+    ended = threading.Event()
+
+    def be_silent(connection: socket.socket) -> None:
+        while connection.recv(65_536):
+            pass
+        ended.set()
+
+    with socket_upstream(be_silent) as (upstream, _):
+        await _leave(upstream, request_text, ended)
+
+
+async def test_what_runs_outside_after_the_last_message_is_not_cancelled() -> None:
+    done: list[str] = []
+
+    def accounting(inner: Any) -> Any:
+        async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+            async def send_and_count(message: Message) -> None:
+                await send(message)
+                if message["type"] == "http.response.body" and not message.get("more_body"):
+                    await asyncio.sleep(0.05)
+                    done.append("counted")
+
+            await inner(scope, receive, send_and_count if scope["type"] == "http" else send)
+
+        return wrapped
+
+    with serve_app(UPSTREAM) as upstream, serve_app(accounting(create_gateway(upstream))) as url:
+        async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
+            assert (await client.post("/plain", json={})).status_code == 200
+            assert (await client.get("/plain")).status_code == 200
+    assert done == ["counted", "counted"]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (b"GET http://front.example/p?q=1 HTTP/1.1", b"GET /base/p?q=1 HTTP/1.1"),
+        (b"GET //lead HTTP/1.1", b"GET /base//lead HTTP/1.1"),
+        (b"OPTIONS * HTTP/1.1", b"OPTIONS * HTTP/1.1"),
+    ],
+)
+@pytest.mark.parametrize("http", ["h11", "httptools"])
+def test_targets_of_every_form_reach_the_upstream(line: bytes, expected: bytes, http: str) -> None:
+    with socket_upstream(answer_ok) as (upstream, heads):
+        with serve_app(create_gateway(f"{upstream}/base"), http=http, **AS_IT_IS) as url:
+            assert _ask(url, line + b"\r\nHost: a\r\nConnection: close\r\n\r\n").startswith(b"HTTP/1.1 200")
+        assert heads[0].split(b"\r\n")[0] == expected
+
+
+def _ask(url: str, request: bytes) -> bytes:
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as connection:
+        connection.sendall(request)
+        return connection.makefile("rb").read()
+
+
+def test_tunnels_and_websockets_are_refused() -> None:
+    with gateway(f"http://127.0.0.1:{free_port()}") as client:
+        headers = {"connection": "upgrade", "upgrade": "WebSocket"}
+        answer = client.get("/v1/realtime", headers=headers)
+        assert error_of(answer) == (501, "upstream_error", "not_implemented")
+        assert client.request("CONNECT", "/").status_code in (400, 501)
+
+
+def test_conflicting_framing_is_settled_before_it_is_forwarded() -> None:
+    with socket_upstream(answer_ok) as (upstream, heads):
+        with serve_app(create_gateway(upstream), http="h11", **AS_IT_IS) as url:
+            request = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\nTransfer-Encoding: chunked\r\n"
+            answer = _ask(url, request + b"Connection: close\r\n\r\n2\r\nhi\r\n0\r\n\r\n")
+        assert answer.split(b"\r\n")[0] in (b"HTTP/1.1 200 OK", b"HTTP/1.1 400 Bad Request")
+        assert all(b"content-length" not in head.lower() for head in heads)
+
+
+@pytest.mark.parametrize(
+    ("scope", "expected"),
+    [
+        ({}, b"/base/v1/x"),
+        ({"root_path": "/v1"}, b"/base/x"),
+        ({"root_path": "/v1/"}, b"/base/x"),
+        ({"root_path": "/v"}, b"/base/v1/x"),
+        ({"root_path": "/ä", "raw_path": b"/%C3%A4/x"}, b"/base/x"),
+        ({"raw_path": None}, b"/base/v1/x"),
+        ({"raw_path": b"http://host"}, b"/base/"),
+    ],
+)
+def test_the_target_is_what_is_below_the_mount(scope: dict[str, Any], expected: bytes) -> None:
+    assert target({"path": "/v1/x", "raw_path": b"/v1/x", "query_string": b"", **scope}, b"/base") == expected
+
+
+@pytest.mark.parametrize(("method", "expected"), [("POST", True), ("GET", False)])
+def test_a_body_needs_no_header_in_http_2(method: str, expected: bool) -> None:
+    assert has_body({"headers": [], "http_version": "2", "method": method}) is expected
+    assert has_body({"headers": [], "http_version": "1.1", "method": method}) is False
+    assert has_body({"headers": [(b"Content-Length", b"0")], "method": method}) is True
+
+
+def test_a_mounted_gateway_forwards_what_is_below_it_and_works_in_any_event_loop() -> None:
+    def answer_and_close(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok")
+
+    with socket_upstream(answer_and_close) as (upstream, heads):
+        app = Starlette(routes=[Mount("/llm", create_gateway(upstream))])
+
+        async def ask(path: str) -> int:
+            transport = httpx.ASGITransport(app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                return (await client.get(path)).status_code
+
+        for _ in range(3):
+            assert asyncio.run(ask("/llm/v1/models?a=1")) == 200
+        assert asyncio.run(ask("/llm/-/session-pin/healthz")) == 200
+    assert {head.split(b"\r\n")[0] for head in heads} == {b"GET /v1/models?a=1 HTTP/1.1"}
+
+
+async def test_many_requests_at_once_are_spread_over_several_pools() -> None:
+    pools = _Pools(Gateway())
+    taken = []
+    for _ in range(3 * CONNECTIONS_IN_A_POOL):
+        taken.append(pools.take())
+        taken[-1].requests += 1
+    assert len(set(map(id, taken))) == 3
+    taken[0].requests -= 1
+    assert pools.take() is taken[0], "the first one that has room"
+    await pools.aclose()
+    limited = _Pools(Gateway(max_connections=1))
+    first = limited.take()
+    first.requests = 1000
+    assert limited.take() is first
+
+
 # The rest
 
 
@@ -388,7 +540,26 @@ async def test_websockets_are_refused(tells: bool) -> None:
 
 @pytest.mark.parametrize(
     "upstream",
-    ["localhost:4000", "ftp://host", "http://", "http://user:secret@host", "http://host/?a=1", "http://host/#a", ""],
+    [
+        *(
+            "localhost:4000",
+            "ftp://host",
+            "http://",
+            "http://user:secret@host",
+            "http://host/?a=1",
+            "http://host/#a",
+            "",
+        ),
+        *(
+            "http://host:abc",
+            "http://host:99999",
+            "http://host:0",
+            "http://[::1",
+            "http://ho st",
+            "http://a..b",
+            "http://-",
+        ),
+    ],
 )
 def test_an_upstream_that_is_no_url_is_refused_at_the_start(upstream: str) -> None:
     with pytest.raises(ValueError, match="upstream: expected a URL") as raised:

@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -21,7 +23,7 @@ from starlette.routing import Route
 
 from asgi_session_pin import SessionPinMiddleware
 from asgi_session_pin.cli import main
-from asgi_session_pin.serve import create_app
+from asgi_session_pin.serve import create_app, set_up_logging
 from servers import free_port, serve_app, wait_until_open
 
 
@@ -187,6 +189,25 @@ def test_a_configuration_that_cannot_be_used_ends_before_it_listens(
     assert "routing.session_ttl_seconds: found 0" in capsys.readouterr().err
 
 
+def test_several_workers_need_a_file_that_each_of_them_can_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_text("routing: {session_ttl_seconds: 5}"))
+    writer.start()
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--upstream", "http://127.0.0.1:9", "--workers", "2", "--config", str(pipe)])
+    writer.join(5)
+    assert ended.value.code == 2
+    assert "expected a regular file where there are several workers" in capsys.readouterr().err
+
+
+def test_headers_of_the_upstream_are_not_logged(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logging("debug")
+    assert not logging.getLogger("httpcore.http11").isEnabledFor(logging.DEBUG)
+
+
 def test_without_the_extra_it_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,11 +227,12 @@ def test_it_runs_uvicorn_with_an_app_for_each_worker(
     for name in ("UPSTREAM", "CONFIG", "LOG_LEVEL"):
         monkeypatch.setenv(f"ASGI_SESSION_PIN_{name}", "")
     assert main(["serve", "--upstream", "http://127.0.0.1:9"]) == 0
+    assert isinstance(ran[0]["app"], SessionPinMiddleware)
     assert "1 worker, " in (told := capsys.readouterr().err)
     assert "warning" not in told
     ran.clear()
     assert main(["serve", "--upstream", "http://127.0.0.1:9", "--workers", "3"]) == 0
-    assert (ran[0]["app"], ran[0]["workers"]) == ("asgi_session_pin.serve:create_app", 3)
+    assert [ran[0][name] for name in ("app", "factory", "workers")] == ["asgi_session_pin.serve:create_app", True, 3]
     assert re.search("3 workers.*\n.*warning: store.url is memory://", capsys.readouterr().err)
     assert isinstance(create_app(), SessionPinMiddleware)
     assert os.environ["ASGI_SESSION_PIN_UPSTREAM"] == "http://127.0.0.1:9"
