@@ -163,6 +163,16 @@ async def answer_stream(send: Send, model: str) -> None:
     await respond(send, *events, b"data: [DONE]\n\n", headers=[SSE_TYPE])
 
 
+class Clock:
+    """A clock that is turned by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 async def until(holds: Callable[[], bool]) -> None:
     """Wait for what another thread does."""
     async with asyncio.timeout(5):

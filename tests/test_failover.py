@@ -13,6 +13,7 @@ from asgi_driver import (
     JSON_TYPE,
     SESSION,
     SSE_TYPE,
+    Clock,
     Header,
     answer_json,
     answer_stream,
@@ -56,21 +57,6 @@ class Gateway:
         if asked_model(body) != "auto":
             return await self.serve(send, asked_model(body))
         return await self.route(send, self.models.pop(0) if len(self.models) > 1 else self.models[0])
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr("asgi_session_pin.middleware.monotonic", clock)
-    return clock
 
 
 def failing(status: int, body: bytes = UNAVAILABLE, headers: Iterable[Header] = (JSON_TYPE,)) -> Serve:

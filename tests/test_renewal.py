@@ -10,6 +10,7 @@ from asgi_driver import (
     JSON_TYPE,
     SESSION,
     SSE_TYPE,
+    Clock,
     Header,
     asked_model,
     body_messages,
@@ -23,21 +24,6 @@ from asgi_session_pin import Config, MemoryStore, Pin, Routing, SessionPinMiddle
 
 TTL = 600.0
 AUTO = {"model": "auto"}
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr("asgi_session_pin.middleware.monotonic", clock)
-    return clock
 
 
 class Slow:

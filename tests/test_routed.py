@@ -22,6 +22,7 @@ from asgi_driver import (
     JSON_TYPE,
     SESSION,
     SSE_TYPE,
+    Clock,
     answer_json,
     answer_stream,
     asked_model,
@@ -35,9 +36,7 @@ from asgi_driver import (
 )
 from asgi_session_pin import Config, Failover, MemoryStore, Pin, SessionPinMiddleware, get_session_pin
 from servers import serve_app
-from test_failover import AUTO, ERROR_EVENT, Clock, Gateway, clock, failing, pinned, statuses
-
-__all__ = ["clock"]
+from test_failover import AUTO, ERROR_EVENT, Gateway, failing, pinned, statuses
 
 EVENTS = "text/event-stream"
 
