@@ -5,11 +5,12 @@ from .events import PinEvent
 from .middleware import SessionPinMiddleware
 from .pins import Pin
 from .session_pin import SessionPin, get_session_pin
-from .stores import MemoryStore, PinStore
+from .stores import ClaimingStore, MemoryStore, PinStore
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ClaimingStore",
     "Config",
     "ConfigError",
     "Decisions",

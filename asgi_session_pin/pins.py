@@ -30,7 +30,7 @@ class NamedModel(NamedTuple):
     kind: str | None
 
 
-class Pin(msgspec.Struct, frozen=True, gc=False):
+class Pin(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """A routing decision that is kept.
 
     - `model`: the name to send to the gateway.
@@ -43,6 +43,19 @@ class Pin(msgspec.Struct, frozen=True, gc=False):
     created: float
     decision: bytes | None = None
     answered: NamedModel | None = None
+
+    def encode(self) -> bytes:
+        """Return the pin as bytes (MessagePack), for a store to keep; equal pins give equal bytes."""
+        return _encode(self)
+
+    @staticmethod
+    def decode(data: bytes) -> Pin:
+        """Return the pin that `encode` made these bytes of; raises ValueError for any others."""
+        return _decode(data)
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Pin).decode
 
 
 class PinTable:

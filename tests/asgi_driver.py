@@ -172,6 +172,10 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
+    async def wait(self, seconds: float) -> None:
+        """Let so many seconds pass."""
+        self.now += seconds
+
 
 async def until(holds: Callable[[], bool]) -> None:
     """Wait for what another thread does."""

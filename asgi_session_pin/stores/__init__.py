@@ -1,10 +1,10 @@
 """Stores of pins."""
 
 from ..config import Config
-from .base import PinStore
+from .base import ClaimingStore, PinStore
 from .memory import MemoryStore
 
-__all__ = ["MemoryStore", "PinStore", "open_store"]
+__all__ = ["ClaimingStore", "MemoryStore", "PinStore", "open_store"]
 
 
 def open_store(config: Config) -> PinStore:

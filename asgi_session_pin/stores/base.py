@@ -1,6 +1,6 @@
 """What a store of pins has to do."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ..pins import Pin
 
@@ -32,4 +32,24 @@ class PinStore(Protocol):
 
     async def aclose(self) -> None:
         """Free what the store holds. It may be called twice."""
+        ...
+
+
+@runtime_checkable
+class ClaimingStore(PinStore, Protocol):
+    """A store that several processes share, and by which they agree on who decides for a session.
+
+    A store that lacks these two methods is fine: then processes that get the first requests of a session at the same
+    time each ask the router, and the first decision that is added wins.
+    """
+
+    async def claim(self, key: bytes, seconds: float) -> bytes | None:
+        """Take the right to decide for *key*, atomically; return a token of its owner, or None if somebody has it.
+
+        It ends by itself after so many *seconds*. It is apart from pins: neither touches the other.
+        """
+        ...
+
+    async def release(self, key: bytes, token: bytes) -> None:
+        """Give a claim back, atomically, if *token* is its owner's; else do nothing."""
         ...

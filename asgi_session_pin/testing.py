@@ -1,0 +1,247 @@
+"""The contract of stores as checks to run over a store of your own, with any test runner.
+
+    from asgi_session_pin.testing import CHECKS, StoreCase
+
+    @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+    async def test_the_contract(check):
+        await check(StoreCase(open=MyStore, wait=asyncio.sleep, ttl_seconds=1))
+
+Each check is given fresh, empty data. `SHARED_CHECKS` are for stores that several processes share, `CLAIM_CHECKS` for
+those of them that have `claim` and `release`.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from .pins import NamedModel, Pin
+from .stores.base import ClaimingStore, PinStore
+
+__all__ = ["CHECKS", "CLAIM_CHECKS", "SHARED_CHECKS", "StoreCase"]
+
+
+@dataclass(frozen=True)
+class StoreCase:
+    """A kind of store that is checked.
+
+    - `open`: called as `open(sliding=True)`, returns a store. All stores that it returns within one check have the same
+      pins, if the kind is shared.
+    - `wait`: lets so many seconds pass, by sleeping or by turning a clock.
+    - `ttl_seconds`: the time to live that `open` gives.
+    """
+
+    open: Callable[..., PinStore]
+    wait: Callable[[float], Awaitable[None]]
+    ttl_seconds: float
+
+
+KEY = bytes(range(16))
+OTHER_KEY = bytes(range(1, 17))
+A = Pin("model-a", 1.0)
+B = Pin("model-b", 2.25, b'{"model":"model-b"}', NamedModel("b-2024-08-06", "model-b", "body:model", "json"))
+
+
+async def a_key_without_pin_gives_none(case: StoreCase) -> None:
+    store = case.open()
+    assert await store.get(KEY) is None
+    await store.aclose()
+
+
+async def a_pin_comes_back_as_it_was(case: StoreCase) -> None:
+    store = case.open()
+    assert await store.add(KEY, B) == B
+    assert await store.get(KEY) == B
+    assert await store.get(OTHER_KEY) is None
+    await store.aclose()
+
+
+async def the_first_writer_wins_and_the_second_learns_it(case: StoreCase) -> None:
+    store = case.open()
+    assert await store.add(KEY, A) == A
+    assert await store.add(KEY, B) == A
+    assert await store.get(KEY) == A
+    await store.aclose()
+
+
+async def of_parallel_writers_all_learn_the_same_pin(case: StoreCase) -> None:
+    store = case.open()
+    winners = await asyncio.gather(*(store.add(KEY, Pin(f"model-{number}", 1.0)) for number in range(20)))
+    assert set(winners) == {await store.get(KEY)}
+    await store.aclose()
+
+
+async def a_pin_lapses_when_its_time_is_over(case: StoreCase) -> None:
+    store = case.open()
+    await store.add(KEY, A)
+    await case.wait(case.ttl_seconds * 1.2)
+    assert await store.get(KEY) is None
+    assert await store.get(KEY) is None
+    await store.aclose()
+
+
+async def a_lapsed_pin_makes_room_for_another(case: StoreCase) -> None:
+    store = case.open()
+    await store.add(KEY, A)
+    await case.wait(case.ttl_seconds * 1.2)
+    assert await store.add(KEY, B) == B
+    assert await store.get(KEY) == B
+    await store.aclose()
+
+
+async def each_use_renews_a_sliding_time(case: StoreCase) -> None:
+    store = case.open()
+    await store.add(KEY, A)
+    for _ in range(3):
+        await case.wait(case.ttl_seconds * 0.6)
+        assert await store.get(KEY) == A
+    await store.aclose()
+
+
+async def a_fixed_time_is_counted_from_the_decision(case: StoreCase) -> None:
+    store = case.open(sliding=False)
+    await store.add(KEY, A)
+    await case.wait(case.ttl_seconds * 0.6)
+    assert await store.get(KEY) == A
+    await case.wait(case.ttl_seconds * 0.6)
+    assert await store.get(KEY) is None
+    await store.aclose()
+
+
+async def discard_gives_up_the_pin_it_names(case: StoreCase) -> None:
+    store = case.open()
+    await store.add(KEY, B)
+    await store.add(OTHER_KEY, B)
+    assert await store.discard(KEY, Pin(B.model, B.created, B.decision, B.answered)) is True
+    assert await store.get(KEY) is None
+    assert await store.get(OTHER_KEY) == B
+    await store.aclose()
+
+
+async def discard_leaves_any_other_pin(case: StoreCase) -> None:
+    store = case.open()
+    await store.add(KEY, A)
+    for other in (B, Pin(A.model, A.created + 0.5), Pin(A.model, A.created, b"{}")):
+        assert await store.discard(KEY, other) is False
+    assert await store.get(KEY) == A
+    await store.aclose()
+
+
+async def discard_of_nothing_is_false(case: StoreCase) -> None:
+    store = case.open()
+    assert await store.discard(KEY, A) is False
+    await store.aclose()
+
+
+async def a_store_may_be_closed_twice_and_unused(case: StoreCase) -> None:
+    store = case.open()
+    await store.add(KEY, A)
+    await store.aclose()
+    await store.aclose()
+    await case.open().aclose()
+
+
+async def two_stores_on_the_same_data_agree(case: StoreCase) -> None:
+    one, other = case.open(), case.open()
+    assert await one.add(KEY, A) == A
+    assert await other.add(KEY, B) == A
+    assert await other.get(KEY) == A
+    assert await other.discard(KEY, A) is True
+    assert await one.get(KEY) is None
+    assert await one.discard(KEY, A) is False
+    await one.aclose()
+    await other.aclose()
+
+
+async def pins_outlive_the_store_that_wrote_them(case: StoreCase) -> None:
+    first = case.open()
+    await first.add(KEY, B)
+    await first.aclose()
+    second = case.open()
+    assert await second.get(KEY) == B
+    await second.aclose()
+
+
+async def of_parallel_claims_one_is_given(case: StoreCase) -> None:
+    one, other = _claiming(case), _claiming(case)
+    claims = await asyncio.gather(*(store.claim(KEY, 60) for store in [one, other] * 5))
+    assert len([token for token in claims if token is not None]) == 1
+    assert await other.claim(OTHER_KEY, 60) is not None
+    await one.aclose()
+    await other.aclose()
+
+
+async def a_claim_that_is_given_back_can_be_taken_by_others(case: StoreCase) -> None:
+    one, other = _claiming(case), _claiming(case)
+    token = await one.claim(KEY, 60)
+    assert token is not None
+    assert await other.claim(KEY, 60) is None
+    await one.release(KEY, token)
+    assert await other.claim(KEY, 60) is not None
+    await one.release(KEY, token)  # it is another one's now
+    assert await one.claim(KEY, 60) is None
+    await one.aclose()
+    await other.aclose()
+
+
+async def a_claim_ends_by_itself(case: StoreCase) -> None:
+    one, other = _claiming(case), _claiming(case)
+    token = await one.claim(KEY, case.ttl_seconds)
+    assert token is not None
+    await case.wait(case.ttl_seconds * 1.2)
+    taken = await other.claim(KEY, 60)
+    assert taken not in (None, token)
+    await one.release(KEY, token)
+    assert await one.claim(KEY, 60) is None
+    await one.aclose()
+    await other.aclose()
+
+
+async def claims_and_pins_leave_each_other_alone(case: StoreCase) -> None:
+    store = _claiming(case)
+    token = await store.claim(KEY, 60)
+    assert token is not None
+    assert await store.get(KEY) is None
+    assert await store.add(KEY, A) == A
+    assert await store.claim(KEY, 60) is None
+    await store.release(KEY, token)
+    assert await store.get(KEY) == A
+    assert await store.claim(KEY, 60) is not None
+    assert await store.discard(KEY, A) is True
+    assert await store.claim(KEY, 60) is None
+    await store.aclose()
+
+
+def _claiming(case: StoreCase) -> ClaimingStore:
+    store = case.open()
+    assert isinstance(store, ClaimingStore), f"{store!r} lacks claim or release"
+    return store
+
+
+Check = Callable[[StoreCase], Awaitable[None]]
+
+CHECKS: tuple[Check, ...] = (
+    a_key_without_pin_gives_none,
+    a_pin_comes_back_as_it_was,
+    the_first_writer_wins_and_the_second_learns_it,
+    of_parallel_writers_all_learn_the_same_pin,
+    a_pin_lapses_when_its_time_is_over,
+    a_lapsed_pin_makes_room_for_another,
+    each_use_renews_a_sliding_time,
+    a_fixed_time_is_counted_from_the_decision,
+    discard_gives_up_the_pin_it_names,
+    discard_leaves_any_other_pin,
+    discard_of_nothing_is_false,
+    a_store_may_be_closed_twice_and_unused,
+)
+"""What every store has to do."""
+
+SHARED_CHECKS: tuple[Check, ...] = (two_stores_on_the_same_data_agree, pins_outlive_the_store_that_wrote_them)
+"""What a store has to do that several processes share."""
+
+CLAIM_CHECKS: tuple[Check, ...] = (
+    of_parallel_claims_one_is_given,
+    a_claim_that_is_given_back_can_be_taken_by_others,
+    a_claim_ends_by_itself,
+    claims_and_pins_leave_each_other_alone,
+)
+"""What a store has to do that also gives claims."""

@@ -1,0 +1,102 @@
+"""A store of your own, complete: pins as files in a directory that the workers of a host share.
+
+    app.add_middleware(SessionPinMiddleware, store=DirectoryStore("/var/tmp/pins", ttl_seconds=600))
+
+Every operation holds one lock over the directory, which makes it atomic. What a real one lacks here is a bound on the
+number of files; `sqlite:///pins.db` does this job better.
+"""
+
+import contextlib
+import fcntl
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from asgi_session_pin import Pin
+
+
+class DirectoryStore:
+    """One file for each pin; the time at which it lapses is the file's modification time."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        ttl_seconds: float,
+        sliding: bool = True,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._path = Path(path)
+        self._ttl = ttl_seconds
+        self._sliding = sliding
+        self._clock = clock
+
+    async def get(self, key: bytes) -> Pin | None:
+        """Return the pin of *key*, or None."""
+        with self._locked():
+            data = self._read(key.hex())
+            if data is None:
+                return None
+            if self._sliding:
+                self._lapse(key.hex(), self._ttl)
+            return Pin.decode(data)
+
+    async def add(self, key: bytes, pin: Pin) -> Pin:
+        """Keep *pin* unless there is one; return the pin in force."""
+        with self._locked():
+            data = self._read(key.hex())
+            if data is None:
+                self._write(key.hex(), pin.encode(), self._ttl)
+            return pin if data is None else Pin.decode(data)
+
+    async def discard(self, key: bytes, pin: Pin) -> bool:
+        """Give up *pin* if it still holds."""
+        return self._remove(key.hex(), pin.encode())
+
+    async def claim(self, key: bytes, seconds: float) -> bytes | None:
+        """Take the right to decide for *key*."""
+        name = f"{key.hex()}.claim"
+        token = secrets.token_bytes(16)
+        with self._locked():
+            if self._read(name) is not None:
+                return None
+            self._write(name, token, seconds)
+            return token
+
+    async def release(self, key: bytes, token: bytes) -> None:
+        """Give a claim back."""
+        self._remove(f"{key.hex()}.claim", token)
+
+    async def aclose(self) -> None:
+        """There is nothing to free."""
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        self._path.mkdir(parents=True, exist_ok=True)
+        with open(self._path / "lock", "wb") as lock:  # closing it gives it back
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _read(self, name: str) -> bytes | None:
+        path = self._path / name
+        try:
+            return path.read_bytes() if path.stat().st_mtime > self._clock() else None
+        except FileNotFoundError:
+            return None
+
+    def _write(self, name: str, data: bytes, seconds: float) -> None:
+        (self._path / name).write_bytes(data)
+        self._lapse(name, seconds)
+
+    def _lapse(self, name: str, seconds: float) -> None:
+        lapses = self._clock() + seconds
+        os.utime(self._path / name, (lapses, lapses))
+
+    def _remove(self, name: str, data: bytes) -> bool:
+        with self._locked():
+            found = self._read(name) == data
+            if found:
+                (self._path / name).unlink()
+            return found
