@@ -70,8 +70,11 @@ class Answer(Opaque):
 
     async def leave(self) -> None:
         """Leave nothing behind."""
+        exchange = self.exchange
         self.close()
-        self.exchange.pass_turn()
+        exchange.pass_turn()
+        if exchange.token is not None:
+            await exchange.pinning.table.release(exchange.key, exchange.token)
 
     def close(self) -> None:
         """Watch the time no longer."""

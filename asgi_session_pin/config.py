@@ -173,9 +173,12 @@ class Store(_Section, frozen=True):
     """Where the pins are kept.
 
     - `url`: `memory://`, this process's own table.
+    - `timeout_seconds`: for all calls of a shared store before the app is called, together; to record a decision, and
+      each time that a waiting request looks for one, per call.
     """
 
     url: Annotated[str, Meta(pattern=r"^memory://\Z", description='"memory://"')] = "memory://"
+    timeout_seconds: Seconds = 0.1
 
 
 class Limits(_Section, frozen=True):

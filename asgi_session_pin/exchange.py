@@ -1,26 +1,23 @@
 """One request with all that is known of it, and what its answer means for the pin."""
 
 import math
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable
 from time import perf_counter
 from typing import NamedTuple, TypeVar
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
-from ._headers import Headers, NameMemory
+from ._headers import Headers
 from ._log import Opaque
-from ._warnings import Warnings
-from .config import Config, Endpoint
+from .config import Endpoint
 from .decision import remember, remember_route
-from .events import Listener, PinEvent
-from .health import Health
-from .pins import Pin, PinTable
+from .events import PinEvent
+from .pinning import Pinning
+from .pins import Pin
 from .request import inner_scope
-from .response import DecisionRules, ResponseReader
-from .session import AskedModel, SessionReader
-from .ticker import Ticker
-from .turns import Turn, Turns
+from .response import ResponseReader
+from .session import AskedModel
+from .turns import Turn
 
 AnswerT = TypeVar("AnswerT")
 
@@ -30,28 +27,6 @@ class Stated(NamedTuple):
 
     model: str
     decision: bytes | None
-
-
-@dataclass(frozen=True, slots=True)
-class Pinning:
-    """What all exchanges of one middleware share."""
-
-    app: ASGIApp
-    config: Config
-    sessions: SessionReader
-    rules: DecisionRules
-    is_routed: Callable[[AskedModel], bool] | None  # None: the router decides for any model
-    table: PinTable
-    warn: Warnings
-    turns: Turns
-    health: Health
-    ticker: Ticker
-    listeners: tuple[Listener, ...]
-    timer: Callable[[], float]  # seconds
-    renew_after: float  # seconds of an answer after which a sliding pin is renewed at its end
-    max_request_bytes: int
-    tells: bool  # whether responses get our headers
-    foreign: NameMemory  # headers of responses that are none of ours
 
 
 class Exchange(Opaque):
@@ -79,6 +54,7 @@ class Exchange(Opaque):
     pin: Pin | None = None
     model: str | None = None  # the pinned one
     used: float = 0.0  # when the pin was, on the timer
+    token: bytes | None = None  # of the claim, to be given back at the end
     store_seconds: float = 0.0
     waited_seconds: float = 0.0
     drift: bool = False
@@ -109,19 +85,14 @@ class Exchange(Opaque):
                 self.pass_turn()
             else:
                 pinning.turns.unnamed(self.key)
-                self.turn = None
+                self.drop_turn()
             return
-        try:
-            recording = pinning.table.record(self.key, pin)
-            self.pin = pin = await (self.timed(recording) if pinning.listeners else recording)
-        except Exception:
-            self.store_failed()
-        else:
-            self.model = pin.model
-            self.used = pinning.timer()
-            pinning.health.begin(self.key, pin.answered if pin.model != self.asked else None)
+        self.pin = pin = await (self._record(pin) if pinning.get is None else pinning.table.record(self.key, pin))
+        self.model = pin.model
+        self.used = pinning.timer()
+        pinning.health.begin(self.key, pin.answered if pin.model != self.asked else None)
         pinning.turns.decided(self.key, pin)
-        self.turn = None
+        self.drop_turn()
 
     def _decide(self, reader: ResponseReader) -> Pin | None:
         """Return a pin on the model that was stated or that the response names."""
@@ -173,12 +144,33 @@ class Exchange(Opaque):
         self.pinning.warn.given_up(pin.model)
         return await self.give_up(pin)
 
-    async def give_up(self, pin: Pin) -> None:
-        """Give up a pin, if it still is in force."""
+    async def look_up(self) -> Pin | None:
+        """Return the pin in force; if the store does not say, the one that this process knows."""
+        table = self.pinning.table
         try:
-            await self.timed(self.pinning.table.give_up(self.key, pin))
+            return await self.timed(table.look_up(self.key, self.seconds_for_store()))
         except Exception:
             self.store_failed()
+            return await table.recall(self.key)
+
+    async def _record(self, pin: Pin) -> Pin:
+        table = self.pinning.table
+        try:
+            return await self.timed(table.record(self.key, pin))
+        except Exception:
+            self.store_failed()
+            return await table.recall(self.key) or pin
+
+    async def give_up(self, pin: Pin, seconds: float | None = None) -> None:
+        """Give up a pin, if it still is in force."""
+        try:
+            await self.timed(self.pinning.table.give_up(self.key, pin, seconds))
+        except Exception:
+            self.store_failed()
+
+    def seconds_for_store(self) -> float | None:
+        """Return what is left of the time that the store has before the app is called; None: it waits, and has more."""
+        return None if self.waited_seconds else self.pinning.config.store.timeout_seconds - self.store_seconds
 
     def seconds(self) -> float:
         """Return how long ago the pin was used."""
@@ -203,7 +195,13 @@ class Exchange(Opaque):
         """Let the next request decide."""
         if self.turn is not None:
             self.pinning.turns.pass_on(self.key, self.turn)
-            self.turn = None
+            self.drop_turn()
+
+    def drop_turn(self) -> None:
+        """Decide no longer; the claim is given back at the end, when the client has its answer."""
+        if self.turn is not None and self.turn.token is not None:
+            self.token = self.turn.token
+        self.turn = None
 
     def store_failed(self) -> None:
         """Go on without the store."""
@@ -211,7 +209,7 @@ class Exchange(Opaque):
         self.pinning.warn.failed("the pin store failed; requests go on without a pin")
 
     async def timed(self, asking: Awaitable[AnswerT]) -> AnswerT:
-        """Count the time that the store takes, for the listeners."""
+        """Count the time that the store takes."""
         started = perf_counter()
         try:
             return await asking

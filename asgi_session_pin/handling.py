@@ -6,6 +6,7 @@ from starlette.types import Receive
 
 from ._json import Members, decode_members, put_model
 from .answer import Answer
+from .claims import claim
 from .decision import DecisionEditor, ask_for_identity, reply
 from .exchange import Exchange
 from .failover import PinnedAnswer
@@ -53,24 +54,21 @@ async def handle(exchange: Exchange) -> None:
     exchange.asked = asked
 
     decisions = pinning.turns.decisions
-    try:
-        asking = pinning.table.look_up(exchange.key)
-        pin = await (exchange.timed(asking) if pinning.listeners else asking)
-        exchange.used = pinning.timer()
-        if pin is not None and (exchange.resets or pinning.health.refused) and _is_over(exchange, pin):
-            await exchange.timed(pinning.table.give_up(exchange.key, pin))
-            pin = None
-    except Exception:
-        exchange.store_failed()
+    pin = await (exchange.look_up() if pinning.get is None else pinning.get(exchange.key))
+    exchange.used = pinning.timer()
+    if pin is not None and (exchange.resets or pinning.health.refused) and _is_over(exchange, pin):
+        await exchange.give_up(pin, exchange.seconds_for_store())
         pin = None
     if pin is not None:
         exchange.status = b"hit"
     else:
         exchange.turn = pinning.turns.take(exchange.key)
-        if exchange.turn is not None and pinning.turns.decisions != decisions:
-            pin = await _look_again(exchange)
-        elif exchange.turn is None and not exchange.resets:
+        if exchange.turn is None and not exchange.resets:
             pin = await _wait(exchange, len(content))
+        elif exchange.turn is not None and pinning.turns.decisions != decisions:
+            pin = await _look_again(exchange)
+        if exchange.turn is not None and pinning.table.can_claim and exchange.turn.token is None:
+            pin = await claim(exchange, len(content))
     if exchange.decides:
         return await (_decide(exchange, body) if pin is None else _reply(exchange, pin))
     inner, answer = _route(exchange) if pin is None else _use(exchange, pin, members, body, content)
@@ -83,7 +81,7 @@ async def handle(exchange: Exchange) -> None:
         if not await answer.makes_up_for(error):
             raise
     finally:
-        if answer.watched or exchange.turn is not None or not answer.settled:
+        if answer.watched or exchange.turn is not None or exchange.token is not None or not answer.settled:
             await answer.leave()
     return None
 
@@ -125,11 +123,8 @@ def _is_over(exchange: Exchange, pin: Pin) -> bool:
 async def _look_again(exchange: Exchange) -> Pin | None:
     """Look the pin up with the turn in hand: there was a decision while the store was asked, maybe this one."""
     pinning = exchange.pinning
-    pin = None
     try:
-        pin = await exchange.timed(pinning.table.look_up(exchange.key))
-    except Exception:
-        exchange.store_failed()
+        pin = await exchange.look_up()
     except BaseException:
         exchange.pass_turn()
         raise

@@ -2,31 +2,14 @@
 
 import time
 from collections.abc import Callable
-from itertools import cycle, islice
-from typing import TypeVar
+from itertools import cycle
 
+from ._recent import Recent
 from .config import Config
 from .pins import NamedModel
 
-KeyT = TypeVar("KeyT")
-ValueT = TypeVar("ValueT")
-
-MAX_REMEMBERED = 10_000
 REST_SECONDS = 60
 LOOK_EVERY = 100
-
-
-class Recent(dict[KeyT, ValueT]):
-    """A dict that forgets the older half of its entries when they are too many, where `remember` puts them in."""
-
-    def remember(self, key: KeyT, value: ValueT) -> None:
-        """Put an entry in, as the youngest."""
-        if key in self:
-            del self[key]
-        self[key] = value
-        if len(self) > MAX_REMEMBERED:
-            for old in list(islice(self, MAX_REMEMBERED // 2)):
-                del self[old]
 
 
 class Health:

@@ -15,14 +15,15 @@ from ._patterns import Patterns
 from ._warnings import Warnings
 from .config import Config, Endpoint
 from .events import Listener
-from .exchange import Exchange, Pinning
+from .exchange import Exchange
 from .handling import handle, handle_observed
 from .health import LOOK_EVERY, Health
+from .pinning import Pinning
 from .pins import PinTable
 from .request import CONTROL_HEADERS, HEADER_NAMES, SCOPE_KEY, SIGV4, UNUSUAL_HEADERS
 from .response import DecisionRules
 from .session import AskedModel, SessionReader
-from .stores import PinStore, open_store
+from .stores import PinStore, make_resilient, open_store
 from .ticker import Ticker
 from .turns import Turns
 
@@ -70,17 +71,21 @@ class SessionPinMiddleware:
         self._had_session = False
         self._endpoints = [(Patterns([endpoint.path]), endpoint) for endpoint in settings.endpoints]
         self._endpoint = lru_cache(maxsize=256)(self._find_endpoint)
+        opened = open_store(settings) if store is None else store
+        table = PinTable(
+            opened,
+            make_resilient(opened, settings),
+            ttl_seconds=routing.session_ttl_seconds,
+            max_age_seconds=routing.session_max_age_seconds,
+        )
         self._pinning = Pinning(
             app=app,
             config=settings,
             sessions=self._sessions,
             rules=DecisionRules(settings),
             is_routed=_routed_models(routing.router_models),
-            table=PinTable(
-                open_store(settings) if store is None else store,
-                ttl_seconds=routing.session_ttl_seconds,
-                max_age_seconds=routing.session_max_age_seconds,
-            ),
+            table=table,
+            get=None if listeners else table.get,
             turns=Turns(wait_seconds=routing.decision_wait_seconds, max_bytes=settings.limits.max_waiting_bytes),
             health=Health(settings, monotonic, look_every=1 if listeners else LOOK_EVERY),
             ticker=Ticker(),

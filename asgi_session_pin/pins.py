@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Awaitable, Callable
@@ -12,7 +13,7 @@ import msgspec
 from ._log import logger
 
 if TYPE_CHECKING:
-    from .stores.base import PinStore
+    from .stores import PinStore, ResilientStore
 
 
 class NamedModel(NamedTuple):
@@ -59,43 +60,71 @@ _decode = msgspec.msgpack.Decoder(Pin).decode
 
 
 class PinTable:
-    """The pins of a middleware: looks them up and keeps the first decision of each session."""
+    """The pins of a middleware: looks them up and keeps the first decision of each session.
+
+    - *store*: where they are.
+    - *shared*: the same store made resilient, if other processes use it too. Its failures are raised.
+    """
 
     def __init__(
         self,
         store: PinStore,
+        shared: ResilientStore | None = None,
         *,
         ttl_seconds: float = 600,
         max_age_seconds: float | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._store = store
+        self._store = store if shared is None else shared
+        self._shared = shared
         self._ttl = ttl_seconds
         self._max_age = math.inf if max_age_seconds is None else max_age_seconds
         self.now = now
         """The wall clock, in seconds."""
-        self.look_up: Callable[[bytes], Awaitable[Pin | None]] = self._look_up
-        """Return the pin in force for a key; one that is over its maximum age is given up."""
-        if max_age_seconds is None:
-            self.look_up = store.get  # no frame in between: most requests are hits
-        self.record: Callable[[bytes, Pin], Awaitable[Pin]] = store.add
+        self.get: Callable[[bytes], Awaitable[Pin | None]] | None = None
+        """What `look_up` does, without its frame: most requests are hits. None where it does more."""
+        if shared is None and max_age_seconds is None:
+            self.get = store.get
+        self.record: Callable[[bytes, Pin], Awaitable[Pin]] = self._store.add
         """Keep a decision and return the pin in force, which is another one if somebody decided before."""
+        self.can_claim = shared is not None and shared.can_claim
+        """Whether other processes can be kept from deciding for the same session."""
 
-    async def _look_up(self, key: bytes) -> Pin | None:
-        pin = await self._store.get(key)
+    async def look_up(self, key: bytes, seconds: float | None = None) -> Pin | None:
+        """Return the pin in force for a key; one that is over its maximum age is given up.
+
+        A shared store has so many *seconds*, None: as the settings say.
+        """
+        pin = await (self._store.get(key) if self._shared is None else self._shared.get(key, seconds))
         if pin is not None and self.now() - pin.created > self._max_age:
-            await self._store.discard(key, pin)
+            await self.give_up(key, pin, seconds)
             return None
         return pin
+
+    async def recall(self, key: bytes) -> Pin | None:
+        """Return the pin that this process knows, for when a shared store does not answer."""
+        pin = None if self._shared is None else await self._shared.recall(key)
+        return None if pin is None or self.now() - pin.created > self._max_age else pin
 
     async def renew(self, key: bytes, pin: Pin, seconds: float) -> None:
         """Start the time of a sliding pin again after an answer of so many *seconds*, in which it may have lapsed."""
         if await self._store.get(key) is None and seconds >= self._ttl:
             await self._store.add(key, pin)
 
-    def give_up(self, key: bytes, pin: Pin) -> Awaitable[bool]:
-        """Give *pin* up, if it still is the one in force; tell whether it was."""
-        return self._store.discard(key, pin)
+    def give_up(self, key: bytes, pin: Pin, seconds: float | None = None) -> Awaitable[bool]:
+        """Give *pin* up, if it still is the one in force; tell whether it was. *seconds* as for `look_up`."""
+        return self._store.discard(key, pin) if self._shared is None else self._shared.discard(key, pin, seconds)
+
+    async def claim(self, key: bytes, lease_seconds: float, seconds: float | None = None) -> bytes | None:
+        """Take the right to decide for a session; return its token, None if another process has it."""
+        assert self._shared is not None
+        return await self._shared.claim(key, lease_seconds, seconds)
+
+    async def release(self, key: bytes, token: bytes) -> None:
+        """Give the right to decide back. A failure does no harm: it ends by itself."""
+        assert self._shared is not None
+        with contextlib.suppress(Exception):
+            await self._shared.release(key, token)
 
     async def forget(self, key: bytes) -> bool:
         """Give the pin up, whichever it is; tell whether there was one."""

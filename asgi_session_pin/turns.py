@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import Iterator
 from contextvars import ContextVar
 
 from ._log import Opaque
-from .health import Recent
+from ._recent import Recent
 from .pins import Pin
 
 
@@ -17,6 +18,7 @@ class Turn(Opaque):
 
     waiting: deque[Outcome] | None = None
     ran_out: bool = False  # somebody waited in vain
+    token: bytes | None = None  # of the claim in a shared store that goes with it
 
 
 Outcome = asyncio.Future[Pin | Turn | None]
@@ -54,7 +56,6 @@ class Turns:
             return None
         if _current.get() is turn:
             return None  # the app calls itself: this would wait for itself
-        self._room -= size
         if turn.waiting is None:
             turn.waiting = deque()
         loop = asyncio.get_running_loop()
@@ -62,7 +63,8 @@ class Turns:
         turn.waiting.append(outcome)
         timer = loop.call_later(self._wait_seconds, self._run_out, key, outcome)
         try:
-            result = await outcome
+            with self.holding(size):
+                result = await outcome
             if isinstance(result, Turn):
                 _current.set(result)
             return result
@@ -74,6 +76,14 @@ class Turns:
             raise
         finally:
             timer.cancel()
+
+    @contextlib.contextmanager
+    def holding(self, size: int) -> Iterator[bool]:
+        """Count a body of *size* bytes among those that wait; tells whether there is room for it."""
+        self._room -= size
+        try:
+            yield self._room >= 0
+        finally:
             self._room += size
 
     def decided(self, key: bytes, pin: Pin) -> None:
@@ -101,7 +111,8 @@ class Turns:
         while turn.waiting:
             outcome = turn.waiting.popleft()
             if not outcome.done():
-                self._turns[key] = following = Turn(waiting=turn.waiting)
+                self._turns[key] = following = Turn(waiting=turn.waiting, token=turn.token)
+                turn.token = None
                 return self._give(key, outcome, following)
         return None
 

@@ -272,14 +272,14 @@ def test_a_repr_shows_everything_but_secrets() -> None:
     config = Config(sessions=Sessions(secret="hunter2"), store=Store(url="redis://:hunter2@host"))
     for text in (repr(config), str(config), f"{config.sessions!r}", f"{config.store}"):
         assert "hunter2" not in text
-    assert repr(config.store) == "Store(url='***')"
+    assert repr(config.store) == "Store(url='***', timeout_seconds=0.1)"
     assert "secret='***'" in repr(config.sessions)
     assert repr(Endpoint(path="/x")) == "Endpoint(path='/x', kind='completion')"
     assert "routing=Routing(session_ttl_seconds=600, session_ttl_sliding=True" in repr(config)
 
 
 def test_a_pretty_printer_is_shown_everything_but_secrets() -> None:
-    assert Store(url="redis://:hunter2@host").__rich_repr__() == [("url", "***")]
+    assert Store(url="redis://:hunter2@host").__rich_repr__() == [("url", "***"), ("timeout_seconds", 0.1)]
     assert Sessions(sources=("body:id",), partition_by=(), secret="hunter2").__rich_repr__() == [
         ("sources", ("body:id",)),
         ("partition_by", ()),

@@ -286,10 +286,11 @@ async def test_a_store_that_cannot_be_read_leaves_the_request_to_the_router() ->
     assert gateway.asked == ["auto", "auto"]
 
 
-async def test_a_store_that_cannot_be_written_leaves_the_response_alone(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_store_that_cannot_be_written_leaves_the_pin_to_this_process(caplog: pytest.LogCaptureFixture) -> None:
     app = SessionPinMiddleware(Gateway("a", "b"), store=Failing("add"))
     answers = [await call(app, {"model": "auto"}, SESSION) for _ in range(2)]
-    assert [answer.json["model"] for answer in answers] == ["a", "b"]
+    assert [answer.json["model"] for answer in answers] == ["a", "a"]
+    assert [answer.pin_status for answer in answers] == ["miss", "hit; reason=store-unavailable"]
     assert "the pin store failed" in caplog.text
     assert "session-1" not in caplog.text
 
@@ -301,7 +302,7 @@ async def test_a_store_that_fails_before_the_response_starts_is_told() -> None:
     app = SessionPinMiddleware(Gateway("a", answer=chosen), store=Failing("add"))
     answer = await call(app, {"model": "auto"}, SESSION)
     assert answer.pin_status == "miss; reason=store-unavailable"
-    assert "x-session-model" not in answer.headers
+    assert answer.headers["x-session-model"] == "a"
 
 
 async def test_the_first_decision_wins_over_a_later_one() -> None:

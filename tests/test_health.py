@@ -1,7 +1,8 @@
 """What is remembered of names and pins is bounded."""
 
 from asgi_session_pin import Config
-from asgi_session_pin.health import MAX_REMEMBERED, Health
+from asgi_session_pin._recent import MAX_REMEMBERED
+from asgi_session_pin.health import Health
 
 
 def test_the_oldest_names_and_pins_are_forgotten() -> None:

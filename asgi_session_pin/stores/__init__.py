@@ -3,12 +3,24 @@
 from ..config import Config
 from .base import ClaimingStore, PinStore
 from .memory import MemoryStore
+from .resilient import ResilientStore
 
-__all__ = ["ClaimingStore", "MemoryStore", "PinStore", "open_store"]
+__all__ = ["ClaimingStore", "MemoryStore", "PinStore", "ResilientStore", "make_resilient", "open_store"]
 
 
 def open_store(config: Config) -> PinStore:
     """Return the store that *config* names; nothing is connected or written yet."""
+    return _open_memory(config)
+
+
+def make_resilient(store: PinStore, config: Config) -> ResilientStore | None:
+    """Return what bounds and survives the failures of a store; None for this process's own table, which has none."""
+    if type(store) is MemoryStore:
+        return None
+    return ResilientStore(store, _open_memory(config), timeout_seconds=config.store.timeout_seconds)
+
+
+def _open_memory(config: Config) -> MemoryStore:
     routing = config.routing
     return MemoryStore(
         ttl_seconds=routing.session_ttl_seconds,

@@ -1,0 +1,40 @@
+"""What all requests of one middleware have in common."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from starlette.types import ASGIApp
+
+from ._headers import NameMemory
+from ._warnings import Warnings
+from .config import Config
+from .events import Listener
+from .health import Health
+from .pins import Pin, PinTable
+from .response import DecisionRules
+from .session import AskedModel, SessionReader
+from .ticker import Ticker
+from .turns import Turns
+
+
+@dataclass(frozen=True, slots=True)
+class Pinning:
+    """What all exchanges of one middleware share."""
+
+    app: ASGIApp
+    config: Config
+    sessions: SessionReader
+    rules: DecisionRules
+    is_routed: Callable[[AskedModel], bool] | None  # None: the router decides for any model
+    table: PinTable
+    warn: Warnings
+    turns: Turns
+    health: Health
+    ticker: Ticker
+    listeners: tuple[Listener, ...]
+    get: Callable[[bytes], Awaitable[Pin | None]] | None  # looks a pin up where the store can't fail and nobody listens
+    timer: Callable[[], float]  # seconds
+    renew_after: float  # seconds of an answer after which a sliding pin is renewed at its end
+    max_request_bytes: int
+    tells: bool  # whether responses get our headers
+    foreign: NameMemory  # headers of responses that are none of ours

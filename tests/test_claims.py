@@ -1,0 +1,304 @@
+"""Parallel first requests in several processes that share a store: one decides, the others look for its decision."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from asgi_driver import DECISION, SESSION, Answer, Clock, Header, answer_json, asked_model, call, read_body, respond
+from asgi_session_pin import Config, Limits, MemoryStore, Pin, PinEvent, Routing, SessionPinMiddleware
+
+AUTO = {"model": "auto"}
+RESET: Header = (b"x-session-pin", b"reset")
+
+
+class SharedStore(MemoryStore):
+    """What processes share: pins, and claims that end by the clock."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.claims: dict[bytes, tuple[bytes, float]] = {}
+        self.given = 0
+        self.clock = Clock()
+        self.calls: list[str] = []
+
+    async def get(self, key: bytes) -> Pin | None:
+        self.calls.append("get")
+        await asyncio.sleep(0)
+        return await super().get(key)
+
+    async def claim(self, key: bytes, seconds: float) -> bytes | None:
+        self.calls.append("claim")
+        await asyncio.sleep(0)
+        _, ends = self.claims.get(key, (b"", 0.0))
+        if ends > self.clock.now:
+            return None
+        self.given += 1
+        token = b"%d" % self.given
+        self.claims[key] = token, self.clock.now + seconds
+        return token
+
+    async def release(self, key: bytes, token: bytes) -> None:
+        self.calls.append("release")
+        await asyncio.sleep(0)
+        if self.claims.get(key, (None, 0))[0] == token:
+            del self.claims[key]
+
+
+class Router:
+    """The gateway of all processes: each routed answer waits until it is let go, and names the next model."""
+
+    def __init__(self, *models: str) -> None:
+        self.models = list(models)
+        self.routed = 0
+        self.go_on = asyncio.Event()
+        self.failures = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        asked = asked_model(await read_body(receive))
+        if asked != "auto":
+            return await answer_json(send, asked)
+        self.routed += 1
+        await self.go_on.wait()
+        if self.failures:
+            self.failures -= 1
+            return await respond(send, b"{}", status=500)
+        await answer_json(send, self.models.pop(0))
+        return None
+
+
+def processes(app: Any, store: SharedStore, count: int = 2, **settings: Any) -> list[SessionPinMiddleware]:
+    return [SessionPinMiddleware(app, store=store, **settings) for _ in range(count)]
+
+
+def ask(app: SessionPinMiddleware, *headers: Header, **options: Any) -> asyncio.Task[Answer]:
+    return asyncio.create_task(call(app, AUTO, SESSION, *headers, **options))
+
+
+async def pass_time(seconds: float = 0.03) -> None:
+    """Let some looks for a decision happen."""
+    await asyncio.sleep(seconds)
+
+
+def told(answers: list[Answer]) -> list[tuple[str | None, Any]]:
+    return [(answer.pin_status, answer.json["model"]) for answer in answers]
+
+
+async def test_one_process_decides_and_the_others_get_its_decision() -> None:
+    store, router = SharedStore(), Router("a", "b", "c")
+    tasks = [ask(app) for app in processes(router, store, 3) for _ in range(2)]
+    await pass_time()
+    assert router.routed == 1
+    router.go_on.set()
+    answers = await asyncio.gather(*tasks)
+    assert told(answers) == [("miss", "a")] + [("wait", "a")] * 5
+    assert store.claims == {}
+
+
+async def test_a_session_that_is_alone_costs_three_calls_before_the_app_and_two_after() -> None:
+    store, router = SharedStore(), Router("a")
+    router.go_on.set()
+    [app] = processes(router, store, 1)
+    assert (await ask(app)).pin_status == "miss"
+    assert store.calls == ["get", "claim", "get", "release"]
+    store.calls.clear()
+    assert (await ask(app)).pin_status == "hit"
+    assert store.calls == ["get"]
+
+
+async def test_the_claim_is_given_back_when_the_client_has_its_answer() -> None:
+    store, router = SharedStore(), Router("a")
+    seen: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def watch(message: Any) -> None:
+            seen.append(len(store.claims))
+            await send(message)
+
+        await middleware(scope, receive, watch)
+
+    [middleware] = processes(router, store, 1)
+    router.go_on.set()
+    await call(app, AUTO, SESSION)
+    assert seen == [1, 1]
+    assert store.claims == {}
+
+
+async def test_where_the_decision_fails_another_process_decides() -> None:
+    store, router = SharedStore(), Router("b")
+    router.failures = 1
+    one, other = processes(router, store)
+    first = ask(one)
+    await asyncio.sleep(0.005)
+    second = ask(other)
+    await pass_time()
+    assert router.routed == 1
+    router.go_on.set()
+    assert (await first).start["status"] == 500
+    assert (await second).pin_status == "miss"
+    assert router.routed == 2
+    assert store.claims == {}
+
+
+async def test_the_next_request_of_the_same_process_takes_the_claim_over() -> None:
+    store, router = SharedStore(), Router("b")
+    router.failures = 1
+    [app] = processes(router, store, 1)
+    tasks = [ask(app) for _ in range(3)]
+    await pass_time()
+    router.go_on.set()
+    answers = await asyncio.gather(*tasks)
+    assert [answer.start["status"] for answer in answers] == [500, 200, 200]
+    assert [answer.pin_status for answer in answers] == ["miss", "miss", "wait"]
+    assert store.given == 1
+    assert store.claims == {}
+
+
+async def test_a_process_that_stands_still_is_waited_for_until_its_claim_ends() -> None:
+    store, router = SharedStore(), Router("a", "b")
+    one, other = processes(router, store)
+    first = ask(one)
+    await pass_time(0.005)
+    second = ask(other)
+    await pass_time()
+    assert router.routed == 1
+    await store.clock.wait(5)
+    await pass_time(0.1)
+    assert router.routed == 2
+    router.go_on.set()
+    await asyncio.gather(first, second)
+    assert store.claims == {}
+
+
+async def test_a_wait_for_another_process_ends_after_its_time() -> None:
+    store, router = SharedStore(), Router("a", "b")
+    events: list[PinEvent] = []
+    config = Config(routing=Routing(decision_wait_seconds=0.05))
+    one, other = processes(router, store, config=config, listeners=[events.append])
+    first = ask(one)
+    await asyncio.sleep(0.005)
+    second = ask(other)
+    await pass_time(0.2)
+    assert router.routed == 2
+    router.go_on.set()
+    answers = await asyncio.gather(first, second)
+    assert [answer.pin_status for answer in answers] == ["miss", "miss"]
+    assert (await ask(other)).headers["x-session-model"] == (await ask(one)).headers["x-session-model"]
+    assert sorted(event.waited_seconds >= 0.05 for event in events) == [False, False, False, True]
+
+
+async def test_a_decision_between_the_look_and_the_claim_is_found() -> None:
+    class Late(SharedStore):
+        async def claim(self, key: bytes, seconds: float) -> bytes | None:
+            await self.add(key, Pin("early", 1.0))
+            return await super().claim(key, seconds)
+
+    store, router = Late(), Router()
+    [app] = processes(router, store, 1)
+    answer = await ask(app)
+    assert (answer.pin_status, answer.json["model"]) == ("hit", "early")
+    assert store.claims == {}
+
+
+async def test_a_reset_waits_for_nobody() -> None:
+    store, router = SharedStore(), Router("a", "b")
+    one, other = processes(router, store)
+    first = ask(one)
+    await pass_time(0.005)
+    second = ask(other, RESET)
+    await pass_time()
+    assert router.routed == 2
+    router.go_on.set()
+    assert [answer.pin_status for answer in await asyncio.gather(first, second)] == ["miss", "miss"]
+    assert store.claims == {}
+
+
+async def test_a_reset_with_the_claim_decides_afresh() -> None:
+    store, router = SharedStore(), Router("a", "b")
+    router.go_on.set()
+    [app] = processes(router, store, 1)
+    await ask(app)
+    assert told([await ask(app, RESET), await ask(app)]) == [("miss", "b"), ("hit", "b")]
+
+
+async def test_where_bodies_take_all_the_room_nobody_waits() -> None:
+    store, router = SharedStore(), Router("a", "b")
+    one, other = processes(router, store, config=Config(limits=Limits(max_waiting_bytes=1)))
+    tasks = [ask(one), ask(other)]
+    await pass_time()
+    assert router.routed == 2
+    router.go_on.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_decision_endpoints_agree_too() -> None:
+    store, router = SharedStore(), Router("a", "b")
+    tasks = [ask(app, path=DECISION) for app in processes(router, store)]
+    await pass_time()
+    router.go_on.set()
+    assert told(await asyncio.gather(*tasks)) == [("miss", "a"), ("wait", "a")]
+    assert store.claims == {}
+
+
+@pytest.mark.parametrize("what", ["claim", "get"])
+async def test_a_store_that_fails_meanwhile_leaves_the_request_to_the_router(what: str) -> None:
+    class Failing(SharedStore):
+        is_out = False
+
+        async def claim(self, key: bytes, seconds: float) -> bytes | None:
+            if self.is_out and what == "claim":
+                raise OSError("down")
+            return await super().claim(key, seconds)
+
+        async def get(self, key: bytes) -> Pin | None:
+            if self.is_out and what == "get":
+                raise OSError("down")
+            return await super().get(key)
+
+    store, router = Failing(), Router("a", "b")
+    one, other = processes(router, store)
+    first = ask(one)
+    await pass_time(0.005)
+    second = ask(other)
+    await pass_time()
+    store.is_out = True
+    await pass_time(0.1)
+    assert router.routed == 2
+    router.go_on.set()
+    answers = await asyncio.gather(first, second)
+    assert answers[1].pin_status == "miss; reason=store-unavailable"
+
+
+async def test_a_client_that_leaves_while_it_waits_leaves_nothing_behind() -> None:
+    store, router = SharedStore(), Router("a", "b")
+    one, other = processes(router, store)
+    first = ask(one)
+    await pass_time(0.005)
+    second, third = ask(other), ask(other)
+    await pass_time()
+    second.cancel()
+    await asyncio.wait([second])
+    router.go_on.set()
+    assert told(await asyncio.gather(*[first, third])) == [("miss", "a"), ("wait", "a")]
+    assert store.claims == {}
+
+
+async def test_a_session_whose_answers_name_no_model_is_waited_for_once() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await read_body(receive)
+        await respond(send, b"{}")
+
+    store = SharedStore()
+    for middleware in processes(app, store):
+        assert [(await ask(middleware)).pin_status for _ in range(2)] == ["miss", "miss"]
+    assert store.calls == ["get", "claim", "get", "release", "get"] * 2
+    assert store.claims == {}
+
+
+async def test_who_does_not_wait_does_not_claim() -> None:
+    store, router = SharedStore(), Router("a")
+    router.go_on.set()
+    [app] = processes(router, store, 1, config=Config(routing=Routing(decision_wait_seconds=0)))
+    assert (await ask(app)).pin_status == "miss"
+    assert store.calls == ["get"]
