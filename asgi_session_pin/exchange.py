@@ -87,7 +87,7 @@ class Exchange(Opaque):
                 pinning.turns.unnamed(self.key)
                 self.drop_turn()
             return
-        self.pin = pin = await (self._record(pin) if pinning.get is None else pinning.table.record(self.key, pin))
+        self.pin = pin = await (self._record(pin) if pinning.find is None else pinning.table.record(self.key, pin))
         self.model = pin.model
         self.used = pinning.timer()
         pinning.health.begin(self.key, pin.answered if pin.model != self.asked else None)

@@ -54,7 +54,7 @@ async def handle(exchange: Exchange) -> None:
     exchange.asked = asked
 
     decisions = pinning.turns.decisions
-    pin = await (exchange.look_up() if pinning.get is None else pinning.get(exchange.key))
+    pin = await exchange.look_up() if pinning.find is None else pinning.find(exchange.key)
     exchange.used = pinning.timer()
     if pin is not None and (exchange.resets or pinning.health.refused) and _is_over(exchange, pin):
         await exchange.give_up(pin, exchange.seconds_for_store())

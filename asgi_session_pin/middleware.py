@@ -23,7 +23,7 @@ from .pins import PinTable
 from .request import CONTROL_HEADERS, HEADER_NAMES, SCOPE_KEY, SIGV4, UNUSUAL_HEADERS
 from .response import DecisionRules
 from .session import AskedModel, SessionReader
-from .stores import PinStore, make_resilient, open_store
+from .stores import MemoryStore, PinStore, make_resilient, open_store
 from .ticker import Ticker
 from .turns import Turns
 
@@ -72,6 +72,7 @@ class SessionPinMiddleware:
         self._endpoints = [(Patterns([endpoint.path]), endpoint) for endpoint in settings.endpoints]
         self._endpoint = lru_cache(maxsize=256)(self._find_endpoint)
         opened = open_store(settings) if store is None else store
+        watches = bool(listeners) or routing.session_max_age_seconds is not None
         table = PinTable(
             opened,
             make_resilient(opened, settings),
@@ -85,7 +86,7 @@ class SessionPinMiddleware:
             rules=DecisionRules(settings),
             is_routed=_routed_models(routing.router_models),
             table=table,
-            get=None if listeners else table.get,
+            find=opened.find if type(opened) is MemoryStore and not watches else None,
             turns=Turns(wait_seconds=routing.decision_wait_seconds, max_bytes=settings.limits.max_waiting_bytes),
             health=Health(settings, monotonic, look_every=1 if listeners else LOOK_EVERY),
             ticker=Ticker(),

@@ -1,6 +1,6 @@
 """What all requests of one middleware have in common."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp
@@ -32,7 +32,7 @@ class Pinning:
     health: Health
     ticker: Ticker
     listeners: tuple[Listener, ...]
-    get: Callable[[bytes], Awaitable[Pin | None]] | None  # looks a pin up where the store can't fail and nobody listens
+    find: Callable[[bytes], Pin | None] | None  # looks a pin up where the store can't fail and nobody listens
     timer: Callable[[], float]  # seconds
     renew_after: float  # seconds of an answer after which a sliding pin is renewed at its end
     max_request_bytes: int

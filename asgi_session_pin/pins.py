@@ -81,10 +81,6 @@ class PinTable:
         self._max_age = math.inf if max_age_seconds is None else max_age_seconds
         self.now = now
         """The wall clock, in seconds."""
-        self.get: Callable[[bytes], Awaitable[Pin | None]] | None = None
-        """What `look_up` does, without its frame: most requests are hits. None where it does more."""
-        if shared is None and max_age_seconds is None:
-            self.get = store.get
         self.record: Callable[[bytes, Pin], Awaitable[Pin]] = self._store.add
         """Keep a decision and return the pin in force, which is another one if somebody decided before."""
         self.can_claim = shared is not None and shared.can_claim
