@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
-from cases import directory_case, memory_case
+from cases import directory_case, memory_case, redis_case
+from redis.asyncio import Redis, RedisCluster
 
 from asgi_session_pin.testing import CHECKS, CLAIM_CHECKS, SHARED_CHECKS, Check
+from redis_servers import RedisServer
 
 
 def name_of(check: Check) -> str:
@@ -24,3 +26,15 @@ async def test_the_memory_store_keeps_the_contract(check: Check) -> None:
 @every_check_of_shared_stores
 async def test_the_example_of_an_own_store_keeps_the_contract(check: Check, tmp_path: Path) -> None:
     await check(directory_case(tmp_path))
+
+
+@every_check_of_shared_stores
+async def test_the_redis_store_keeps_the_contract(check: Check, shared_redis: RedisServer) -> None:
+    async with Redis.from_url(shared_redis.url) as client:
+        await check(redis_case(client, shared_redis.url))
+
+
+@every_check_of_shared_stores
+async def test_the_redis_store_keeps_the_contract_in_a_cluster(check: Check, shared_cluster: list[RedisServer]) -> None:
+    async with RedisCluster(host="127.0.0.1", port=shared_cluster[0].port) as client:
+        await check(redis_case(client, client))

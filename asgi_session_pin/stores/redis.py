@@ -1,0 +1,236 @@
+"""Pins in Redis or Valkey, for any number of processes and hosts. Needs `pip install asgi-session-pin[redis]`."""
+
+import asyncio
+import contextlib
+import math
+import re
+import secrets
+from binascii import hexlify
+from collections.abc import Awaitable, Callable
+from inspect import iscoroutinefunction
+from typing import Any, NamedTuple, TypeAlias
+from urllib.parse import SplitResult, parse_qsl, urlsplit
+
+from redis.asyncio import ConnectionPool, Redis, RedisCluster
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError, ReadOnlyError
+
+from .._log import logger
+from ..pins import Pin
+
+Client: TypeAlias = Redis | RedisCluster
+_Execute = Callable[..., Awaitable[Any]]
+
+# Both are sent by EVAL, not EVALSHA: a server that was restarted or failed over has no scripts, their text is short,
+# and the difference can't be measured. `pcall`, because before Redis 7 `call` hides which error it was.
+
+# Returns 1, or the value that is there. Unlike SET NX and GET it needs one round trip, and nothing lapses in between.
+_SET_IF_NONE = """\
+local set = redis.pcall('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2])
+if not set then return redis.pcall('GET', KEYS[1]) end
+return set.err and set or 1"""
+
+_DELETE_IF_EQUAL = """\
+if redis.pcall('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.pcall('DEL', KEYS[1])"""
+
+# 100 parallel calls are fastest over 16 to 32 connections, and a first burst does not have to open 500 of them.
+_CONNECTIONS = 32
+_CONNECT_SECONDS = 1.0
+
+_URL_FORM = (
+    "expected redis://USER:PASSWORD@HOST:PORT/DB?OPTION=VALUE (or rediss://, unix://), with special characters of its "
+    "parts percent-encoded"
+)
+
+
+class RedisStore:
+    """Pins in Redis 6.2 or later, or in Valkey: one round trip for each call.
+
+    - *client_or_url*: `redis://`, `rediss://` or `unix://` with the options that redis-py knows, or a client of
+      `redis.asyncio`: `Redis`, `RedisCluster`, or what `Sentinel.master_for` returns.
+    - *ttl_seconds*, *sliding*: a pin lapses so long after its last use, or after its decision if *sliding* is False.
+    - *prefix*: of all keys. An ACL has to allow them for `GETEX`, `GET`, `SET`, `DEL` and `EVAL`.
+
+    With a URL the store has connections of its own in each event loop that uses it, 32 at most (`?max_connections=`);
+    `aclose` closes those of the loop it is called in. A client that is given stays its owner's: it is bound to one
+    event loop, has its own retries and limits, and is not closed here.
+
+    A call goes on until it is answered or cancelled; the middleware bounds it. `?socket_timeout=` sets a limit for each
+    answer, but costs as much as a third of a hit.
+
+    Raises ValueError for a URL or a client that can't be used. Nothing is connected here.
+    """
+
+    def __init__(
+        self,
+        client_or_url: Client | str,
+        *,
+        ttl_seconds: float = 600,
+        sliding: bool = True,
+        prefix: str = "session-pin:",
+    ) -> None:
+        self._execute: _Execute
+        if isinstance(client_or_url, str):
+            clients = _ClientPerLoop(client_or_url)
+            self._name, self._execute, self._close = clients.address, clients.execute, clients.aclose
+        else:
+            self._name, self._execute, self._close = type(client_or_url).__name__, _executor(client_or_url), _leave_open
+        self._ttl = _milliseconds(ttl_seconds)
+        self._sliding = sliding
+        self._pins = prefix.encode()
+        self._claims = self._pins + b"claim:"
+        self._told = False
+
+    def __repr__(self) -> str:
+        """Return where the pins are, without credentials."""
+        return f"<{type(self).__name__} {self._name}>"
+
+    async def get(self, key: bytes) -> Pin | None:
+        """Return the pin of *key*, or None; see `PinStore.get`."""
+        name = self._pins + hexlify(key)
+        data = await (self._execute("GETEX", name, "PX", self._ttl) if self._sliding else self._execute("GET", name))
+        return None if data is None else await self._decode(name, data)
+
+    async def add(self, key: bytes, pin: Pin) -> Pin:
+        """Keep *pin* unless there is one; see `PinStore.add`."""
+        name = self._pins + hexlify(key)
+        data = pin.encode()
+        while True:
+            held = await self._execute("EVAL", _SET_IF_NONE, 1, name, data, self._ttl)
+            in_force = pin if held == 1 else await self._decode(name, held)
+            if in_force is not None:
+                return in_force
+
+    async def discard(self, key: bytes, pin: Pin) -> bool:
+        """Give up *pin* if it still holds; see `PinStore.discard`."""
+        return await self._delete(self._pins + hexlify(key), pin.encode())
+
+    async def claim(self, key: bytes, seconds: float) -> bytes | None:
+        """Take the right to decide for *key*; see `ClaimingStore.claim`."""
+        token = secrets.token_bytes(16)
+        name = self._claims + hexlify(key)
+        held = await self._execute("EVAL", _SET_IF_NONE, 1, name, token, _milliseconds(seconds))
+        return token if held in (1, token) else None  # it is the token if a first answer was lost on its way
+
+    async def release(self, key: bytes, token: bytes) -> None:
+        """Give a claim back; see `ClaimingStore.release`."""
+        await self._delete(self._claims + hexlify(key), token)
+
+    async def aclose(self) -> None:
+        """Close the connections that the store made in this event loop."""
+        await self._close()
+
+    async def _delete(self, name: bytes, data: bytes) -> bool:
+        deleted: int = await self._execute("EVAL", _DELETE_IF_EQUAL, 1, name, data)
+        return deleted == 1
+
+    async def _decode(self, name: bytes, data: bytes) -> Pin | None:
+        """Return the pin; None for what is no pin, which must not stand in a session's way and is deleted."""
+        try:
+            return Pin.decode(data)
+        except ValueError:
+            if not self._told:
+                self._told = True
+                logger.warning("a key of %r holds what is no pin of this version; such values are deleted", self)
+            await self._delete(name, data)
+            return None
+
+
+class _Link(NamedTuple):
+    execute: _Execute
+    aclose: Callable[[], Awaitable[None]]
+    slots: asyncio.Semaphore  # one for each connection: BlockingConnectionPool lets late callers overtake
+
+
+class _ClientPerLoop:
+    """A client for each event loop, since a socket belongs to the loop that opened it."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._links: dict[asyncio.AbstractEventLoop, _Link] = {}
+        options = _open_pool(url).connection_kwargs
+        place = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
+        self.address = f"{urlsplit(url).scheme}://{place}/{options.get('db', 0)}"
+        """Where the client connects to, without credentials."""
+
+    async def execute(self, *command: bytes | str | int) -> Any:
+        """Send a command and return the answer."""
+        loop = asyncio.get_running_loop()
+        link = self._links.get(loop) or self._open(loop)
+        async with link.slots:
+            return await link.execute(*command)
+
+    def _open(self, loop: asyncio.AbstractEventLoop) -> _Link:
+        for other in list(self._links):
+            if other.is_closed():
+                self._links.pop(other, None)  # nothing can be closed in it any more
+        pool = _open_pool(self._url)
+        client = Redis.from_pool(pool)
+        link = _Link(client.execute_command, client.aclose, asyncio.Semaphore(pool.max_connections))
+        self._links[loop] = link
+        return link
+
+    async def aclose(self) -> None:
+        """Close the client of this event loop."""
+        link = self._links.pop(asyncio.get_running_loop(), None)
+        if link is not None:
+            await link.aclose()
+
+
+def _open_pool(url: str) -> ConnectionPool:
+    """Return a pool of connections, none of them open yet."""
+    fault = _URL_FORM
+    with contextlib.suppress(Exception):  # their messages quote parts of the URL
+        parts = urlsplit(url)
+        if _is_plain(parts):
+            fault = "an option is unknown to redis-py, or has a value that it can't use"
+            pool = ConnectionPool.from_url(url, **_options(parts.scheme))
+            pool.connection_class(**pool.connection_kwargs)
+            if "decode_responses" not in pool.connection_kwargs:
+                return pool
+            fault = "decode_responses is no option here: pins are bytes"
+    raise ValueError(f"a Redis URL can't be used: {fault}")
+
+
+def _is_plain(url: SplitResult) -> bool:
+    """Tell whether redis-py reads all of a URL: it drops what it can't read, as what follows a "#" in a password."""
+    parse_qsl(url.query, strict_parsing=bool(url.query))  # raises ValueError, as `port` does
+    is_address = url.scheme in ("redis", "rediss") and url.port != 0 and re.fullmatch(r"/?\d*", url.path) is not None
+    return (is_address or url.scheme == "unix") and not url.fragment
+
+
+def _options(scheme: str) -> dict[str, Any]:
+    # A command is repeated once, and at once: an idle connection may have died. READONLY comes from a master that has
+    # become a replica; a new connection may lead to the new master.
+    options = {
+        "max_connections": _CONNECTIONS,
+        "protocol": 2,  # RESP3 needs another round trip to connect, and offers nothing for these commands
+        "retry": Retry(NoBackoff(), 1),
+        "retry_on_error": [ConnectionError, ReadOnlyError],
+        "socket_connect_timeout": _CONNECT_SECONDS,
+        "socket_timeout": None,
+        "health_check_interval": 0,
+    }
+    return options if scheme == "unix" else options | {"socket_keepalive": True}
+
+
+async def _leave_open() -> None:
+    """A client that was given is its owner's to close."""
+
+
+def _executor(client: Client) -> _Execute:
+    """Return the function of a client that sends a command."""
+    execute: _Execute | None = getattr(client, "execute_command", None)
+    if not iscoroutinefunction(execute):
+        raise TypeError(f"found {type(client).__name__}, expected a URL or a client of redis.asyncio")
+    if client.get_encoder().decode_responses:
+        raise ValueError("a client with decode_responses=True can't be used: pins are bytes")
+    return execute
+
+
+def _milliseconds(seconds: float) -> int:
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"found {seconds!r} seconds, expected a positive number")
+    return max(1, round(seconds * 1000))
