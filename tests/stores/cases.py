@@ -9,6 +9,7 @@ from redis.asyncio import Redis, RedisCluster
 from asgi_driver import Clock
 from asgi_session_pin import MemoryStore, PinStore
 from asgi_session_pin.stores.redis import RedisStore
+from asgi_session_pin.stores.sqlite import SQLiteStore
 from asgi_session_pin.testing import StoreCase
 
 TTL = 10.0
@@ -41,5 +42,21 @@ def redis_case(client: Redis | RedisCluster, client_or_url: Redis | RedisCluster
     async def wait(seconds: float) -> None:
         async for name in client.scan_iter(f"{prefix}*"):  # what has less than that left is deleted
             await client.pexpire(name, await client.pttl(name) - round(seconds * 1000))
+
+    return StoreCase(open_store, wait, TTL)
+
+
+def sqlite_case(path: Path) -> StoreCase:
+    clock = Clock()
+    stores: list[SQLiteStore] = []
+
+    def open_store(sliding: bool = True) -> PinStore:
+        stores.append(SQLiteStore(path / "pins.db", ttl_seconds=TTL, sliding=sliding, clock=clock))
+        return stores[-1]
+
+    async def wait(seconds: float) -> None:
+        for store in stores:
+            await store.release(b"", b"")  # nothing, but uses that are not written yet are written before
+        await clock.wait(seconds)
 
     return StoreCase(open_store, wait, TTL)

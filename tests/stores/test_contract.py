@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from cases import directory_case, memory_case, redis_case
+from cases import directory_case, memory_case, redis_case, sqlite_case
 from redis.asyncio import Redis, RedisCluster
 
 from asgi_session_pin.testing import CHECKS, CLAIM_CHECKS, SHARED_CHECKS, Check
@@ -38,3 +38,8 @@ async def test_the_redis_store_keeps_the_contract(check: Check, shared_redis: Re
 async def test_the_redis_store_keeps_the_contract_in_a_cluster(check: Check, shared_cluster: list[RedisServer]) -> None:
     async with RedisCluster(host="127.0.0.1", port=shared_cluster[0].port) as client:
         await check(redis_case(client, client))
+
+
+@every_check_of_shared_stores
+async def test_the_sqlite_store_keeps_the_contract(check: Check, tmp_path: Path) -> None:
+    await check(sqlite_case(tmp_path))

@@ -1,0 +1,159 @@
+"""Pins in a SQLite file, for the processes of one host."""
+
+import asyncio
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from ..pins import Pin
+from ._sqlite_file import SQLiteFile
+
+_GET = "SELECT pin, used, expires FROM pins WHERE key = ?"
+_ADD = """
+INSERT INTO pins VALUES (:key, :pin, :now, :expires) ON CONFLICT DO UPDATE SET
+    pin = iif(expires > :now, pin, excluded.pin),
+    used = iif(expires > :now, used, excluded.used),
+    expires = iif(expires > :now, expires, excluded.expires)
+RETURNING pin
+"""
+_RENEW = "UPDATE pins SET used = ?, expires = ? WHERE key = ? AND used = ?"  # if nobody else did
+_DISCARD = "DELETE FROM pins WHERE key = ? AND pin = ? AND expires > ?"
+_CLAIM = """
+INSERT INTO claims VALUES (:key, :token, :expires) ON CONFLICT DO UPDATE SET
+    token = excluded.token, expires = excluded.expires
+WHERE claims.expires <= :now
+"""
+_RELEASE = "DELETE FROM claims WHERE key = ? AND token = ?"
+
+# Who lapsed was not used since then. `expires` counts too: another process may have a longer time to live.
+_REMOVE_LAPSED = """
+DELETE FROM pins WHERE expires <= :now
+    AND key IN (SELECT key FROM pins WHERE used <= :idle_since ORDER BY used LIMIT :batch)
+"""
+_REMOVE_EXCESS = """
+DELETE FROM pins WHERE key IN (SELECT key FROM pins WHERE key <> :key ORDER BY used
+    LIMIT (SELECT max(0, min(:batch, number - :max_entries)) FROM pin_count))
+"""
+_REMOVE_CLAIMS = """
+DELETE FROM claims WHERE key IN (SELECT key FROM claims WHERE expires <= :now ORDER BY expires LIMIT :batch)
+"""
+
+_BATCH = 20  # rows that a write removes at most by each of these, so that none takes long, whatever has piled up
+_RENEWED_PART = 0.1  # of the time to live: a use is written if the last written one is so long ago
+
+
+class SQLiteStore:
+    """At most *max_entries* pins in the file *path*, the least recently used goes first.
+
+    A pin lapses *ttl_seconds* after its last use, or after its decision if *sliding* is False. A use is written if a
+    tenth of that time went by since the last one that was, so a pin may lapse, or give way, as much earlier.
+
+    - The processes of one host share the file. It can't be on a network filesystem: WAL needs memory that all of them
+      share.
+    - The file is made at the first use, for its owner alone, with `-wal` and `-shm` beside it. What is wrong with it
+      raises ValueError here if it shows already, else that or `sqlite3.Error` where it is found. Delete the file only
+      while nobody has it open. It does not shrink; its room is used again.
+    - Reads are made on the event loop, in microseconds, and wait for no write. Writes are made on a thread; they wait
+      for another process's up to 0.25 seconds.
+    - One store serves several event loops in several threads, and every process after a fork. A closed one opens again
+      when it is used.
+    - Only keys, pins, tokens of claims and times are kept. *clock* is the wall clock, which all processes share.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        ttl_seconds: float = 600,
+        sliding: bool = True,
+        max_entries: int = 10_000,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._ttl = ttl_seconds
+        self._sliding = sliding
+        self._max_entries = max_entries
+        self._clock = clock
+        self._file = SQLiteFile(Path(os.path.realpath(path)))
+
+    def __repr__(self) -> str:
+        return f"SQLiteStore({str(self._file.path)!r})"
+
+    @property
+    def failed_renewals(self) -> int:
+        """How many uses of pins could not be written; it is logged once a minute."""
+        return self._file.failures
+
+    async def get(self, key: bytes) -> Pin | None:
+        """Return the pin of *key*, or None; see `PinStore.get`."""
+        row = await self._file.read(_GET, (key,))
+        if row is None:
+            return None
+        data, used, expires = row
+        now = self._clock()
+        if expires <= now:
+            return None
+        if now - used >= self._ttl * _RENEWED_PART:
+            if self._sliding:
+                expires = now + self._ttl
+            self._file.postpone(key, _RENEW, (now, expires, key, used))
+        return Pin.decode(data)
+
+    async def add(self, key: bytes, pin: Pin) -> Pin:
+        """Keep *pin* unless there is one; see `PinStore.add`."""
+        return Pin.decode(await self._file.write(partial(self._add, key, pin.encode())))
+
+    async def discard(self, key: bytes, pin: Pin) -> bool:
+        """Give up *pin* if it still holds; see `PinStore.discard`."""
+        return await self._file.write(partial(_change, _DISCARD, (key, pin.encode(), self._clock())))
+
+    async def claim(self, key: bytes, seconds: float) -> bytes | None:
+        """Take the right to decide for *key*; see `ClaimingStore.claim`."""
+        token = secrets.token_bytes(16)
+        try:
+            is_given = await self._file.write(partial(self._claim, key, token, seconds))
+        except asyncio.CancelledError:
+            self._file.submit(partial(_change, _RELEASE, (key, token)))  # it may have been given, and nobody knows
+            raise
+        return token if is_given else None
+
+    async def release(self, key: bytes, token: bytes) -> None:
+        """Give a claim back; see `ClaimingStore.release`."""
+        await self._file.write(partial(_change, _RELEASE, (key, token)))
+
+    async def aclose(self) -> None:
+        """Write what is queued and close the file."""
+        await self._file.aclose()
+
+    def _add(self, key: bytes, data: bytes, writer: sqlite3.Connection) -> bytes:
+        now = self._clock()
+        values = {
+            "key": key,
+            "pin": data,
+            "now": now,
+            "expires": now + self._ttl,
+            "idle_since": now - self._ttl,
+            "max_entries": self._max_entries,
+            "batch": _BATCH,
+        }
+        with writer:
+            writer.execute("BEGIN IMMEDIATE")
+            [(kept,)] = writer.execute(_ADD, values)
+            writer.execute(_REMOVE_LAPSED, values)
+            writer.execute(_REMOVE_EXCESS, values)
+        return bytes(kept)
+
+    def _claim(self, key: bytes, token: bytes, seconds: float, writer: sqlite3.Connection) -> bool:
+        now = self._clock()
+        values = {"key": key, "token": token, "now": now, "expires": now + seconds, "batch": _BATCH}
+        with writer:
+            writer.execute("BEGIN IMMEDIATE")
+            writer.execute(_REMOVE_CLAIMS, values)
+            return writer.execute(_CLAIM, values).rowcount == 1
+
+
+def _change(statement: str, parameters: tuple[object, ...], writer: sqlite3.Connection) -> bool:
+    return writer.execute(statement, parameters).rowcount == 1
