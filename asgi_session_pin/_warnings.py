@@ -26,6 +26,8 @@ class Warnings:
         self._subjects: set[Hashable] = set()
         self._told_again: dict[str, float] = {}
         self._has_router_models = bool(config.routing.router_models)
+        sessions = config.sessions
+        self._has_strong_keys = sessions.secret is not None or any(part != "model" for part in sessions.partition_by)
 
     def unnamed(self) -> None:
         """A response names no model."""
@@ -100,6 +102,15 @@ class Warnings:
                 "workers",
                 "store.url is memory:// and the server runs several workers: each one has its own pins, so a session "
                 "can get a model for each of them",
+            )
+
+    def guessable(self) -> None:
+        """Whoever can read a shared store can test ids against it that they can guess."""
+        if not self._has_strong_keys:
+            self._warn(
+                "guessable",
+                "sessions.partition_by has no credential: whoever can read the pins' shared store can find out which "
+                "session ids it holds, if these can be guessed; set sessions.secret, the same in all processes",
             )
 
     def failed(self, what: str) -> None:

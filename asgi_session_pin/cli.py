@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from . import __version__
 from .config import Config, ConfigError
 from .demo import run_demo
+from .stores import open_store
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,6 +76,7 @@ def check_file(path: str) -> int:
     """Print the settings in force as YAML, or what is wrong with the file, and return the exit code."""
     try:
         config = Config.load(path)
+        open_store(config)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1

@@ -4,43 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
+from ._kinds import (
+    AtLeastOne,
+    Bytes,
+    Count,
+    DecisionSource,
+    Name,
+    OnFailure,
+    PartitionPart,
+    PathPattern,
+    RouterModel,
+    Seconds,
+    SessionSource,
+    StoreURL,
+)
 from ._settings import SECRETS, read_settings
 from ._yaml import MAX_BYTES, YAMLFault, dump_yaml, load_yaml
-
-_MAX_SECONDS = 1_000_000_000  # thirty years: whatever is longer is a mistake
-# A token of RFC 9110, section 5.6.2; our own headers are no source of anything.
-_HEADER = r"header:(?!(?i:x-session-pin|x-session-pinned|x-session-model)\Z)[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_BODY = r"body:[^.\s]+(\.[^.\s]+)*"
-
-Seconds = Annotated[
-    float, Meta(gt=0, le=_MAX_SECONDS, description="a number of seconds above 0, at most 1,000,000,000")
-]
-Count = Annotated[int, Meta(ge=1, le=10**9, description="a whole number from 1 to 1,000,000,000")]
-Bytes = Annotated[int, Meta(ge=1, le=10**12, description="a whole number of bytes from 1 to 1,000,000,000,000")]
-ItemT = TypeVar("ItemT")
-AtLeastOne = Annotated[tuple[ItemT, ...], Meta(min_length=1)]
-Name = Annotated[str, Meta(min_length=1, description="a name or a pattern with *")]
-RouterModel = Annotated[str, Meta(pattern=r"[^*]", description="a name or a pattern with *, but not * alone")]
-SessionSource = Annotated[
-    str,
-    Meta(
-        pattern=f"^({_HEADER}|{_BODY}|preset:coding-agents)\\Z",
-        description='"header:NAME", "body:PATH.TO.ID" or "preset:coding-agents"',
-    ),
-]
-PartitionPart = Annotated[str, Meta(pattern=f"^({_HEADER}|model)\\Z", description='"header:NAME" or "model"')]
-DecisionSource = Annotated[
-    str, Meta(pattern=f"^({_HEADER}|{_BODY})\\Z", description='"header:NAME" or "body:PATH.TO.NAME"')
-]
-PathPattern = Annotated[str, Meta(pattern=r"^[/*]", description='a path pattern that starts with "/" or "*"')]
-
-
-OnFailure = Literal["reroute", "pass"]
 
 
 class ConfigError(ValueError):
@@ -172,13 +156,28 @@ class Gateway(_Section, frozen=True):
 class Store(_Section, frozen=True):
     """Where the pins are kept.
 
-    - `url`: `memory://`, this process's own table.
+    - `url`: `memory://`, this process's own table; `sqlite:///pins.db` (`sqlite:////var/lib/pins.db` from the root), a
+      file for the workers of one host; `redis://host:6379/0`, or `rediss://` with TLS, Redis or Valkey for a fleet.
     - `timeout_seconds`: for all calls of a shared store before the app is called, together; to record a decision, and
       each time that a waiting request looks for one, per call.
     """
 
-    url: Annotated[str, Meta(pattern=r"^memory://\Z", description='"memory://"')] = "memory://"
+    url: StoreURL = "memory://"
     timeout_seconds: Seconds = 0.1
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes see the same pins."""
+        return self.url != "memory://"
+
+    @property
+    def shown_url(self) -> str:
+        """The URL for people to read, without user, password and options."""
+        if not self.url.startswith("redis"):
+            return self.url
+        scheme, _, address = self.url.partition("://")
+        user, _, host = address.rpartition("@")
+        return f"{scheme}://{'***@' if user else ''}{host.partition('?')[0]}"
 
 
 class Limits(_Section, frozen=True):
@@ -242,6 +241,7 @@ class Config(_Section, frozen=True):
         """Return the settings as YAML, of which `load` makes the same again, but for secrets, which are masked."""
         values = msgspec.to_builtins(self, builtin_types=())
         values["sessions"]["secret"] = None if self.sessions.secret is None else "***"
+        values["store"]["url"] = self.store.shown_url
         return dump_yaml(values)
 
 

@@ -98,7 +98,9 @@ class SessionPinMiddleware:
             tells=settings.response_headers,
             foreign=NameMemory(),
         )
-        if store is None:
+        if type(opened) is not MemoryStore:
+            self._pinning.warn.guessable()
+        elif store is None:
             self._pinning.warn.workers()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

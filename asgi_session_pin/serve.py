@@ -39,9 +39,9 @@ def prepare(
     since = "their last use" if routing.session_ttl_sliding else "their decision"
     _tell(
         f"http://{host}:{port} -> {upstream}, {workers} worker{'s' * (workers > 1)}, "
-        f"pins in {config.store.url} for {routing.session_ttl_seconds:g} s after {since}"
+        f"pins in {config.store.shown_url} for {routing.session_ttl_seconds:g} s after {since}"
     )
-    if workers > 1:
+    if workers > 1 and not config.store.is_shared:
         _tell(
             "warning: store.url is memory://, so each worker has its own pins, and a session can get a model for each "
             "of them"

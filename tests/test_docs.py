@@ -38,15 +38,35 @@ def test_every_row_and_point_has_its_test() -> None:
     assert [point for point in points if "test_" not in point] == []
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/placement.md", "docs/behaviour.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+)
 def test_links_lead_somewhere(document: str) -> None:
     path = ROOT / document
     for target in re.findall(r"\]\(([^)]+)\)", path.read_text()):
         file, _, anchor = target.partition("#")
-        assert (path.parent / file).exists(), target
+        linked = path.parent / file if file else path
+        assert linked.exists(), target
         if anchor:
-            lines = (path.parent / file).read_text().splitlines()
+            lines = linked.read_text().splitlines()
             assert anchor in {re.sub(r"[^\w -]", "", line.lstrip("# ")).lower().replace(" ", "-") for line in lines}
+
+
+YAML_BLOCKS = [
+    (path.name, text)
+    for path in sorted((ROOT / "docs").glob("*.md"))
+    for text in re.findall(r"```yaml\n(.*?)```", path.read_text(), re.DOTALL)
+]
+
+
+@pytest.mark.parametrize(("document", "settings"), YAML_BLOCKS)
+def test_the_settings_that_documents_show_load(
+    document: str, settings: str, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PIN_SECRET", "REDIS_PASSWORD"):
+        monkeypatch.setenv(name, "from-the-environment")
+    file.write_text(settings)
+    assert Config.load(file) != Config(), document
 
 
 README = (ROOT / "README.md").read_text()

@@ -136,6 +136,25 @@ def test_large_bodies_and_long_streams_pass_with_flat_memory() -> None:
         assert max(most) - before < 20
 
 
+def test_several_workers_with_one_file_agree(tmp_path: Path) -> None:
+    config = tmp_path / "session_pin.yaml"
+    config.write_text(f"store: {{url: 'sqlite:///{tmp_path}/pins.db', timeout_seconds: 5}}")
+    arguments = ["--config", str(config), "--workers", "2"]
+    with serve_app(UPSTREAM) as upstream, serving("--upstream", upstream, *arguments) as (url, process):
+        models = []
+        for _ in range(20):  # each over a connection of its own, which any worker takes
+            headers = {"x-session-id": "s", "connection": "close"}
+            answer = httpx.post(
+                f"{url}/v1/chat/completions", json={"model": "auto"}, headers=headers, trust_env=False, timeout=30
+            )
+            models.append(answer.json()["model"])
+        assert len(set(models)) == 1
+        process.terminate()
+        process.wait(20)
+        assert process.stderr is not None
+        assert "warning" not in process.stderr.read()
+
+
 def test_several_workers_on_memory_are_warned_of() -> None:
     with serve_app(UPSTREAM) as upstream, serving("--upstream", upstream, "--workers", "2") as (url, process):
         with httpx.Client(base_url=url, trust_env=False) as client:

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from asgi_session_pin._kinds import PathPattern
 from asgi_session_pin._settings import expected
-from asgi_session_pin.config import Config, ConfigError, Endpoint, PathPattern
+from asgi_session_pin.config import Config, ConfigError, Endpoint
 from config_files import error_of, faults, faults_of, load
 
 PATH_EXPECTED = 'expected a path pattern that starts with "/" or "*"'
@@ -15,7 +16,7 @@ SECONDS_EXPECTED = "expected a number of seconds above 0, at most 1,000,000,000"
 COUNT_EXPECTED = "expected a whole number from 1 to 1,000,000,000"
 BYTES_EXPECTED = "expected a whole number of bytes from 1 to 1,000,000,000,000"
 SECRET_EXPECTED = "expected a string or null"
-URL_EXPECTED = 'expected "memory://"'
+URL_EXPECTED = 'expected "memory://", "sqlite:///FILE", "redis://HOST:PORT/DB" or "rediss://HOST:PORT/DB"'
 ANY_SECTION = (
     "expected one of routing, sessions, decisions, endpoints, failover, store, limits, gateway, response_headers"
 )
@@ -303,7 +304,7 @@ def test_of_a_filled_in_value_only_its_kind_is_told(
 
 
 def test_a_secret_given_in_python_is_never_in_a_message() -> None:
-    source: Any = {"sessions": {"secret": b"hunter2"}, "store": {"url": "redis://:hunter2@host"}, "limits": "hunter2"}
+    source: Any = {"sessions": {"secret": b"hunter2"}, "store": {"url": "ftp://:hunter2@host"}, "limits": "hunter2"}
     assert faults_of(source) == [
         f"sessions.secret: found a bytes, {SECRET_EXPECTED}",
         f"store.url: found text, {URL_EXPECTED}",

@@ -1,6 +1,6 @@
 """Stores of pins."""
 
-from ..config import Config
+from ..config import Config, ConfigError
 from .base import ClaimingStore, PinStore
 from .memory import MemoryStore
 from .resilient import ResilientStore
@@ -9,7 +9,30 @@ __all__ = ["ClaimingStore", "MemoryStore", "PinStore", "ResilientStore", "make_r
 
 
 def open_store(config: Config) -> PinStore:
-    """Return the store that *config* names; nothing is connected or written yet."""
+    """Return the store that *config* names; nothing is connected or written yet.
+
+    Raises ConfigError where it can be seen already that it can't be used.
+    """
+    url, routing = config.store.url, config.routing
+    try:
+        if url.startswith("redis"):
+            from .redis import RedisStore
+
+            return RedisStore(url, ttl_seconds=routing.session_ttl_seconds, sliding=routing.session_ttl_sliding)
+        if url.startswith("sqlite"):
+            from .sqlite import SQLiteStore
+
+            return SQLiteStore(
+                url.removeprefix("sqlite:///"),
+                ttl_seconds=routing.session_ttl_seconds,
+                sliding=routing.session_ttl_sliding,
+                max_entries=routing.session_max_entries,
+            )
+    except ImportError:
+        fault = f"store.url: found {config.store.shown_url!r}, which needs asgi-session-pin[redis] to be installed"
+        raise ConfigError("configuration", [fault]) from None
+    except ValueError as error:
+        raise ConfigError("configuration", [f"store.url: {error}"]) from None
     return _open_memory(config)
 
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 from uuid import uuid4
 
-from directory_store import DirectoryStore
 from redis.asyncio import Redis, RedisCluster
 
 from asgi_driver import Clock
@@ -11,6 +10,7 @@ from asgi_session_pin import MemoryStore, PinStore
 from asgi_session_pin.stores.redis import RedisStore
 from asgi_session_pin.stores.sqlite import SQLiteStore
 from asgi_session_pin.testing import StoreCase
+from directory_store import DirectoryStore
 
 TTL = 10.0
 

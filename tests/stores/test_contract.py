@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from cases import directory_case, memory_case, redis_case, sqlite_case
 from redis.asyncio import Redis, RedisCluster
 
 from asgi_session_pin.testing import CHECKS, CLAIM_CHECKS, SHARED_CHECKS, Check
+from cases import directory_case, memory_case, redis_case, sqlite_case
 from redis_servers import RedisServer
 
 

@@ -5,13 +5,13 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from cases import directory_case
 
 from asgi_driver import Clock, until
 from asgi_session_pin import MemoryStore, Pin, PinStore
 from asgi_session_pin.stores import ResilientStore
 from asgi_session_pin.stores.resilient import FIRST_REST_SECONDS, LONGEST_REST_SECONDS, StoreUnavailable
 from asgi_session_pin.testing import CHECKS, CLAIM_CHECKS, SHARED_CHECKS, Check, StoreCase
+from cases import directory_case
 
 A, B, C = Pin("a", 1.0), Pin("b", 2.0), Pin("c", 3.0)
 K, L = b"k" * 16, b"l" * 16

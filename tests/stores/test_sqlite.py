@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlite_files import KEY, OTHER_KEY, A, B, all_is_written, count, files, last_use, opened
 
 from asgi_driver import Clock
 from asgi_session_pin import MemoryStore, Pin
 from asgi_session_pin.stores.sqlite import SQLiteStore
+from sqlite_files import KEY, OTHER_KEY, A, B, all_is_written, count, files, last_use, opened
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from sqlite_files import KEY, OTHER_KEY, A, B, count, files, locked, opened
 
 from asgi_driver import Clock, until
 from asgi_session_pin.stores.sqlite import SQLiteStore
+from sqlite_files import KEY, OTHER_KEY, A, B, count, files, locked, opened
 
 BOUND = 0.25 + 1  # a write waits so long for another process's, on a busy machine
 

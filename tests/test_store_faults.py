@@ -1,0 +1,168 @@
+"""A Redis on its bad days, behind the middleware: no request fails, and sessions keep their model."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from asgi_driver import Answer, Gateway, Header, call
+from asgi_session_pin import Config, PinEvent, SessionPinMiddleware, Store
+from asgi_session_pin.stores.resilient import FIRST_REST_SECONDS
+from delaying_proxy import delaying_proxy
+from redis_servers import RedisServer, redis_server
+
+AUTO = {"model": "auto"}
+UNAVAILABLE = "store-unavailable"
+
+
+class Replica:
+    """One process of a fleet, with a gateway that never names a model twice."""
+
+    def __init__(self, url: str, name: str = "a", timeout_seconds: float = 0.1) -> None:
+        self.gateway = Gateway(*(f"{name}-{number}" for number in range(1000)))
+        self.events: list[PinEvent] = []
+        config = Config(store=Store(url=url, timeout_seconds=timeout_seconds))
+        self.app = SessionPinMiddleware(self.gateway, config=config, listeners=[self.events.append])
+
+    async def ask(self, session: int = 1, *headers: Header) -> tuple[str, str]:
+        """Return the model that a session got, and the status of its pin."""
+        answer: Answer = await call(self.app, AUTO, (b"x-session-id", b"session-%d" % session), *headers)
+        assert answer.start["status"] == 200
+        return answer.json["model"], str(answer.pin_status)
+
+    async def wait_for_the_store(self) -> None:
+        """Make requests of another session until the store answers again."""
+        async with asyncio.timeout(30):
+            while UNAVAILABLE in (await self.ask(999))[1]:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    with redis_server(tmp_path) as server:
+        yield server
+
+
+async def close(*replicas: Replica) -> None:
+    for replica in replicas:
+        await replica.app.aclose()
+
+
+async def test_replicas_agree(server: RedisServer) -> None:
+    one, other = Replica(server.url, "a"), Replica(server.url, "b")
+    assert await one.ask() == ("a-0", "miss")
+    assert await other.ask() == ("a-0", "hit")
+    assert await other.ask(2) == ("b-0", "miss")
+    assert await one.ask(2) == ("b-0", "hit")
+    assert await one.ask(2, (b"x-session-pin", b"reset")) == ("a-1", "miss")
+    assert await other.ask(2) == ("a-1", "hit")
+    await close(one, other)
+
+
+async def test_a_killed_server_is_done_without_and_learns_what_it_missed(server: RedisServer) -> None:
+    one, other = Replica(server.url, "a"), Replica(server.url, "b")
+    assert await one.ask(1) == ("a-0", "miss")
+    server.kill()
+    for _ in range(3):
+        assert await one.ask(1) == ("a-0", f"hit; reason={UNAVAILABLE}")
+    assert await one.ask(2) == ("a-1", f"miss; reason={UNAVAILABLE}")
+    assert await one.ask(2) == ("a-1", f"hit; reason={UNAVAILABLE}")
+    assert await other.ask(2) == ("b-0", f"miss; reason={UNAVAILABLE}")
+    server.start()  # empty
+    await one.wait_for_the_store()
+    await other.wait_for_the_store()
+    assert await one.ask(1) == ("a-0", "hit")
+    assert await other.ask(1) == ("a-0", "hit")
+    assert await one.ask(2) == ("a-1", "hit")
+    assert await other.ask(2) == ("a-1", "hit"), "the first one that was told wins, and the other one adopts it"
+    await close(one, other)
+
+
+async def test_a_frozen_server_costs_its_time_once_and_then_next_to_nothing(server: RedisServer) -> None:
+    replica = Replica(server.url)
+    assert await replica.ask() == ("a-0", "miss")
+    server.freeze()
+    replica.events.clear()
+    for _ in range(20):
+        assert await replica.ask() == ("a-0", f"hit; reason={UNAVAILABLE}")
+    waited = [event.store_seconds for event in replica.events]
+    assert waited[0] >= 0.09
+    assert len([seconds for seconds in waited if seconds > 0.05]) <= 2
+    server.thaw()
+    await replica.wait_for_the_store()
+    assert await replica.ask() == ("a-0", "hit")
+    await close(replica)
+
+
+async def test_many_requests_at_the_freeze_wait_at_the_same_time(server: RedisServer) -> None:
+    replica = Replica(server.url)
+    sessions = range(50)
+    before = await asyncio.gather(*(replica.ask(session) for session in sessions))
+    server.freeze()
+    async with asyncio.timeout(FIRST_REST_SECONDS):
+        during = await asyncio.gather(*(replica.ask(session) for session in sessions))
+    assert [model for model, _ in during] == [model for model, _ in before]
+    server.thaw()
+    await replica.wait_for_the_store()
+    after = await asyncio.gather(*(replica.ask(session) for session in sessions))
+    assert after == [(model, "hit") for model, _ in before]
+    await close(replica)
+
+
+async def test_connections_that_are_reset_cost_nothing(server: RedisServer) -> None:
+    replica = Replica(server.url)
+    assert await replica.ask() == ("a-0", "miss")
+    for _ in range(5):
+        server.call("CLIENT", "KILL", "TYPE", "normal")
+        assert await replica.ask() == ("a-0", "hit")
+    await close(replica)
+
+
+async def test_a_full_server_still_answers_and_new_sessions_stay_in_their_process(tmp_path: Path) -> None:
+    with redis_server(tmp_path, "--maxmemory-policy", "noeviction") as server:
+        one, other = Replica(server.url, "a"), Replica(server.url, "b")
+        assert await one.ask(1) == ("a-0", "miss")
+        server.call("CONFIG", "SET", "maxmemory", "1")
+        assert await other.ask(1) == ("a-0", "hit")
+        assert await one.ask(2) == ("a-1", f"miss; reason={UNAVAILABLE}")
+        assert await one.ask(2) == ("a-1", f"hit; reason={UNAVAILABLE}")
+        assert await one.ask(1) == ("a-0", "hit"), "reads go on"
+        server.call("CONFIG", "SET", "maxmemory", "0")
+        assert await one.ask(2) == ("a-1", "hit")
+        assert await other.ask(2) == ("a-1", "hit")
+        await close(one, other)
+
+
+async def test_a_wrong_password_is_told_without_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with redis_server(tmp_path, "--requirepass", "right") as server:
+        replica = Replica(server.url.replace("redis://", "redis://:hunter2@"))
+        assert await replica.ask() == ("a-0", f"miss; reason={UNAVAILABLE}")
+        assert await replica.ask() == ("a-0", f"hit; reason={UNAVAILABLE}")
+        await close(replica)
+    assert "the pin store failed" in caplog.text
+    assert "hunter2" not in caplog.text
+    assert "session-1" not in caplog.text
+
+
+async def test_over_a_slow_network_all_calls_before_the_app_share_one_time(server: RedisServer) -> None:
+    with delaying_proxy(server.port) as proxy:
+        replica = Replica(f"redis://127.0.0.1:{proxy.port}/0", timeout_seconds=0.3)
+        assert await replica.ask(1) == ("a-0", "miss")
+        proxy.seconds = 0.12
+        assert await replica.ask(1) == ("a-0", "hit"), "one call"
+        replica.events.clear()
+        assert await replica.ask(2) == ("a-1", f"miss; reason={UNAVAILABLE}"), "three are too many"
+        proxy.seconds = 0
+        await replica.wait_for_the_store()
+        assert await replica.ask(2) == ("a-1", "hit")
+        await close(replica)
+
+
+async def test_a_network_that_breaks_off_costs_nothing(server: RedisServer) -> None:
+    with delaying_proxy(server.port) as proxy:
+        replica = Replica(f"redis://127.0.0.1:{proxy.port}/0")
+        assert await replica.ask() == ("a-0", "miss")
+        proxy.cut()
+        assert await replica.ask() == ("a-0", "hit")
+        await close(replica)
