@@ -29,11 +29,12 @@ class RedisServer:
         self.url = f"redis://127.0.0.1:{port}/0"
         self._log = folder / f"redis-{port}.log"
         self._command = [_BINARY, *options, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
-        self._command += ["--dir", str(folder), "--logfile", str(self._log)]
+        self._command += ["--dir", str(folder)]
 
     def start(self) -> None:
         """Start it, empty, and wait until it answers."""
-        self._process = subprocess.Popen(self._command)
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=subprocess.STDOUT)
         deadline = time.monotonic() + PATIENCE
         while True:
             try:

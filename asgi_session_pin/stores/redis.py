@@ -22,18 +22,26 @@ from ..pins import Pin
 Client: TypeAlias = Redis | RedisCluster
 _Execute = Callable[..., Awaitable[Any]]
 
-# Both are sent by EVAL, not EVALSHA: a server that was restarted or failed over has no scripts, their text is short,
-# and the difference can't be measured. `pcall`, because before Redis 7 `call` hides which error it was.
+# Both scripts are sent by EVAL, not EVALSHA: a server that was restarted or failed over has no scripts, their text is
+# short, and the difference can't be measured.
+
+# Before Redis 7 an error inside a script hides its code (READONLY, OOM) behind the place where it happened.
+_WITH_CODE = """\
+local function with_code(reply)
+  local code = type(reply) == 'table' and reply.err and reply.err:match('%u%u+ .*')
+  return code and {err = code} or reply
+end
+"""
 
 # Returns 1, or the value that is there. Unlike SET NX and GET it needs one round trip, and nothing lapses in between.
-_SET_IF_NONE = """\
+_SET_IF_NONE = f"""{_WITH_CODE}
 local set = redis.pcall('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2])
 if not set then return redis.pcall('GET', KEYS[1]) end
-return set.err and set or 1"""
+return set.ok and 1 or with_code(set)"""
 
-_DELETE_IF_EQUAL = """\
+_DELETE_IF_EQUAL = f"""{_WITH_CODE}
 if redis.pcall('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-return redis.pcall('DEL', KEYS[1])"""
+return with_code(redis.pcall('DEL', KEYS[1]))"""
 
 # 100 parallel calls are fastest over 16 to 32 connections, and a first burst does not have to open 500 of them.
 _CONNECTIONS = 32
