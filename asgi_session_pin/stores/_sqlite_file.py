@@ -35,13 +35,6 @@ class SQLiteFile:
         self._told_again = 0.0
         self._reader: sqlite3.Connection | None = None
         self._writer: sqlite3.Connection | None = None
-        self._start()
-        with _forking:
-            check(path)
-            _files.add(self)
-
-    def _start(self) -> None:
-        """Take what a process has for itself."""
         self._executor = _new_executor()
         self._writing = threading.RLock()
         """Held while the writer is used; before `_lock`, if both are."""
@@ -49,6 +42,9 @@ class SQLiteFile:
         """Held while the reader or the executor is used, for microseconds."""
         self._postponed: dict[bytes, tuple[str, tuple[object, ...]]] = {}
         self._is_flush_queued = False
+        with _forking:
+            check(path)
+            _files.add(self)
 
     async def read(self, statement: str, parameters: tuple[object, ...]) -> Any:
         """Return the one row that *statement* finds, or None."""
@@ -112,8 +108,6 @@ class SQLiteFile:
             logger.warning("uses of pins can't be written to %s (%d so far)", self.path, self.failures, exc_info=True)
 
     def _finish(self) -> None:
-        if self._postponed:
-            self._flush()
         with self._writing:
             self._close()
 
@@ -127,19 +121,19 @@ class SQLiteFile:
             writer.close()  # after the reader: the last connection of all processes makes one file of the three
 
     def before_fork(self) -> None:
-        """Close the connections, and let nobody go on until the fork is over."""
+        """Have nothing open and no thread at work, and let nobody go on until `after_fork`."""
         self._writing.acquire()
         self._lock.acquire()
+        if self._postponed:
+            self._flush()
         self._close()
+        self._executor.shutdown(wait=False)  # in the parent its thread still does what is queued
+        self._executor = _new_executor()
 
-    def after_fork_in_parent(self) -> None:
-        """Let everybody go on."""
+    def after_fork(self) -> None:
+        """Let everybody go on, in the parent and in the child."""
         self._lock.release()
         self._writing.release()
-
-    def after_fork_in_child(self) -> None:
-        """Begin anew: the thread is the parent's, and so is what was queued."""
-        self._start()
 
 
 def _new_executor() -> ThreadPoolExecutor:
@@ -169,17 +163,11 @@ def _before_fork() -> None:
         file.before_fork()
 
 
-def _after_fork_in_parent() -> None:
+def _after_fork() -> None:
     for file in _files:
-        file.after_fork_in_parent()
-    _forking.release()
-
-
-def _after_fork_in_child() -> None:
-    for file in _files:
-        file.after_fork_in_child()
+        file.after_fork()
     _forking.release()
 
 
 _register = getattr(os, "register_at_fork", lambda **hooks: None)  # Windows has no fork
-_register(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+_register(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

@@ -53,8 +53,12 @@ async def test_uses_that_cannot_be_written_are_counted_and_told_once(
         await store.add(key, A)
     await clock.wait(5)
     with locked(path):
+        waiting = asyncio.ensure_future(store.add(KEY, A))
+        await asyncio.sleep(0)  # uses are queued behind it
         for key in (b"1", b"1", b"2", b"3"):  # the same is not queued twice, and a third one not at all
             assert await store.get(key) == A
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            await waiting
         await until(lambda: store.failed_renewals == 2)
         await until(lambda: not store._file._postponed)
         await store.get(b"3")
