@@ -12,13 +12,21 @@ from realworld.routing_provider import LARGE, SMALL
 
 EASY, HARD = "What time is it?", "A HARD question."
 AGENTS: list[type[Agent]] = [ClaudeCode, Codex, OpenCode]
-every_agent = pytest.mark.parametrize("kind", AGENTS, ids=lambda kind: kind.__name__)
+only_claude_code = pytest.mark.parametrize("agent", [ClaudeCode], indirect=True, ids=["ClaudeCode"])
+only_opencode = pytest.mark.parametrize("agent", [OpenCode], indirect=True, ids=["OpenCode"])
 
 
 @pytest.fixture(scope="module")
 def router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PinnedRouter]:
-    with pinned_router(tmp_path_factory.mktemp("agents"), "coding_agents.yaml") as router:
+    with pinned_router(tmp_path_factory.mktemp("router"), "coding_agents.yaml") as router:
         yield router
+
+
+@pytest.fixture(scope="module", params=AGENTS, ids=lambda kind: kind.__name__)
+def agent(request: pytest.FixtureRequest, router: PinnedRouter, tmp_path_factory: pytest.TempPathFactory) -> Agent:
+    """An agent that asks the pinned router; each test begins sessions of its own."""
+    made: Agent = request.param(tmp_path_factory.mktemp("home"), router)
+    return made
 
 
 def served(requests: list[dict[str, Any]]) -> list[str]:
@@ -31,20 +39,17 @@ def one_session(agent: Agent, requests: list[dict[str, Any]]) -> str:
     return str(session_id)
 
 
-@every_agent
+@pytest.mark.parametrize("kind", AGENTS, ids=lambda kind: kind.__name__)
 def test_without_pinning_the_model_changes_within_a_session(
     tmp_path: Path, router: PinnedRouter, kind: type[Agent]
 ) -> None:
     agent = kind(tmp_path, router, pinned=False)
     assert served(agent.ask(f"{HARD} {agent.tool_call}")) == [LARGE, SMALL]
-    assert served(agent.ask(HARD, resume=True)) == [LARGE]
 
 
-@every_agent
 def test_a_session_that_asks_for_auto_stays_on_the_routers_first_choice_also_when_it_is_continued(
-    tmp_path: Path, router: PinnedRouter, kind: type[Agent]
+    agent: Agent,
 ) -> None:
-    agent = kind(tmp_path, router)
     requests = agent.ask(f"{HARD} {agent.tool_call}")
     assert served(requests) == [LARGE, LARGE]
     continued = agent.ask(EASY, resume=True)
@@ -54,11 +59,7 @@ def test_a_session_that_asks_for_auto_stays_on_the_routers_first_choice_also_whe
     assert pinned == [None, "true", "true"]
 
 
-@every_agent
-def test_a_session_that_began_with_an_easy_prompt_stays_on_the_small_model(
-    tmp_path: Path, router: PinnedRouter, kind: type[Agent]
-) -> None:
-    agent = kind(tmp_path, router)
+def test_a_session_that_began_with_an_easy_prompt_stays_on_the_small_model(agent: Agent) -> None:
     easy = agent.ask(EASY)
     hard = agent.ask(HARD, resume=True)
     assert [served(easy), served(hard)] == [[SMALL], [SMALL]]
@@ -67,38 +68,28 @@ def test_a_session_that_began_with_an_easy_prompt_stays_on_the_small_model(
     assert one_session(agent, easy + hard) != one_session(agent, other)
 
 
-def test_the_subagent_of_claude_code_keeps_its_small_model_beside_a_pinned_and_a_named_main_model(
-    tmp_path: Path, router: PinnedRouter
-) -> None:
-    agent = ClaudeCode(tmp_path, router)
+def test_who_names_another_model_in_a_session_gets_that_one(agent: Agent) -> None:
+    large = agent.ask(HARD, LARGE)
+    small = agent.ask(HARD, SMALL, resume=True)
+    assert [served(large), served(small)] == [[LARGE], [SMALL]]
+    one_session(agent, large + small)
+
+
+@only_claude_code
+@pytest.mark.parametrize("model", ["auto", LARGE])
+def test_a_subagent_of_claude_code_has_its_small_model_beside_the_main_model(agent: Agent, model: str) -> None:
     call = '{"subagent_type": "helper", "description": "help", "prompt": "A HARD one.", "run_in_background": false}'
-    for model in ("auto", LARGE):
-        requests = agent.ask(f"{HARD} CALL Agent {call}", model)
-        assert served(requests) == [LARGE, SMALL, LARGE]
-        one_session(agent, requests)
-        assert "x-claude-code-agent-id" in requests[1]["headers"]
+    requests = agent.ask(f"{HARD} CALL Agent {call}", model)
+    assert served(requests) == [LARGE, SMALL, LARGE]
+    one_session(agent, requests)
+    assert "x-claude-code-agent-id" in requests[1]["headers"]
 
 
-def test_the_title_of_opencode_is_made_by_its_small_model_beside_a_pinned_and_a_named_main_model(
-    tmp_path: Path, router: PinnedRouter
-) -> None:
-    agent = OpenCode(tmp_path, router)
-    for model in ("auto", LARGE):
-        requests = agent.ask(HARD, model)
-        assert served(requests) == [LARGE]
-        [title] = [request for request in requests if not request["body"].get("tools")]
-        assert title["served"] == SMALL
-        one_session(agent, requests)
-
-
-@every_agent
-def test_who_changes_the_model_in_a_session_gets_the_one_that_is_named(
-    tmp_path: Path, router: PinnedRouter, kind: type[Agent]
-) -> None:
-    agent = kind(tmp_path, router)
-    requests = []
-    for turn, (model, expected) in enumerate([(LARGE, LARGE), (SMALL, SMALL), ("auto", SMALL)]):
-        asked = agent.ask(EASY if turn else HARD, model, resume=turn > 0)
-        assert served(asked) == [expected]
-        requests += asked
+@only_opencode
+@pytest.mark.parametrize("model", ["auto", LARGE])
+def test_a_title_of_opencode_is_made_by_its_small_model_beside_the_main_model(agent: Agent, model: str) -> None:
+    requests = agent.ask(HARD, model)
+    assert served(requests) == [LARGE]
+    [title] = [request for request in requests if not request["body"].get("tools")]
+    assert title["served"] == SMALL
     one_session(agent, requests)
