@@ -3,6 +3,7 @@
 `python routing_backend.py PORT`. It remembers each request, and answers compressed where it is asked for gzip or zstd.
 """
 
+import asyncio
 import gzip
 import json
 import sys
@@ -21,8 +22,7 @@ LARGE, SMALL = "large", "small"
 PIECE = 40  # bytes of a stream that are sent at once: events are cut anywhere
 
 requests: list[dict[str, Any]] = []
-out: list[str] = []
-refused: list[str] = []
+conditions: dict[str, Any] = {}
 coders = {"zstd": zstd.compress, "gzip": lambda content: gzip.compress(content, mtime=0)}
 
 
@@ -34,11 +34,15 @@ async def tell_requests(request: Request) -> Response:
     return JSONResponse(told)
 
 
-async def put_failing(request: Request) -> Response:
-    """PUT the models that are `out`, and those that are `refused` by name though the router goes on choosing them."""
-    failing = await request.json()
-    out[:], refused[:] = failing.get("out", []), failing.get("refused", [])
-    return JSONResponse(failing)
+async def put_conditions(request: Request) -> Response:
+    """PUT what holds from now on.
+
+    `out` are models that fail, `refused` are names that are not known though the router goes on choosing them, and
+    `seconds` is how long an answer takes.
+    """
+    conditions.clear()
+    conditions.update(await request.json())
+    return JSONResponse(conditions)
 
 
 async def chat_completions(request: Request) -> Response:
@@ -48,9 +52,10 @@ async def chat_completions(request: Request) -> Response:
     model = choose(body["messages"][-1]["content"]) if asked == "auto" else asked
     headers = [[name.decode(), value.decode()] for name, value in request.headers.raw]
     requests.append({"asked": asked, "served": model, "headers": headers, "body": content.decode()})
-    if model in out:
+    await asyncio.sleep(conditions.get("seconds", 0))
+    if model in conditions.get("out", []):
         return refusal(503, f"{model} is overloaded", "server_error")
-    if asked in refused or model not in (LARGE, SMALL):
+    if asked in conditions.get("refused", []) or model not in (LARGE, SMALL):
         return refusal(404, f"The model `{asked}` does not exist.", "model_not_found")
     answer = {"id": "chatcmpl-1", "created": 1, "model": model}
     if not body.get("stream"):
@@ -68,7 +73,7 @@ async def chat_completions(request: Request) -> Response:
 def choose(prompt: str) -> str:
     """Return the model for a prompt, or the other one if that is out."""
     model, other = (LARGE, SMALL) if "HARD" in prompt else (SMALL, LARGE)
-    return other if model in out else model
+    return other if model in conditions.get("out", []) else model
 
 
 def compressed(request: Request, text: str) -> tuple[bytes, dict[str, str]]:
@@ -102,7 +107,7 @@ async def alive(request: Request) -> Response:
 app = Starlette(
     routes=[
         Route("/requests", tell_requests, methods=["GET", "DELETE"]),
-        Route("/failing", put_failing, methods=["PUT"]),
+        Route("/conditions", put_conditions, methods=["PUT"]),
         Route("/v1/chat/completions", chat_completions, methods=["POST"]),
         Route("/v1/models", models),
         Route("/health", alive),

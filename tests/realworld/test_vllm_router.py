@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from realworld.stacks import CHAT, EASY, HARD, Exact, Stack, chat, new_session, raw, run_stack
+from realworld.asking import CHAT, EASY, HARD, chat, new_session, raw
+from realworld.stacks import Stack, run_stack
 
 ROUTERS = {
     "vllm-router": ["vllm-router", "--host", "127.0.0.1", "--policy", "consistent_hash"],
     "smg": ["smg", "launch", "--backend", "openai", "--host", "127.0.0.1", "--shutdown-grace-period-secs", "0"],
 }
 RECIPE = ["--disable-retries", "--disable-circuit-breaker"]
-OURS = {b"x-session-pinned", b"x-session-model", b"x-session-pin-status"}
 every_coding = pytest.mark.parametrize("coding", ["identity", "gzip", "zstd"])
 plain_and_streamed = pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
 
@@ -32,12 +32,6 @@ def stack(running: Stack) -> Iterator[Stack]:
     running.take_requests()
     yield running
     running.fail()
-
-
-def told(answer: Exact) -> tuple[Exact, dict[bytes, bytes]]:
-    """Return an answer without our headers, and our headers."""
-    rest = [pair for pair in answer.headers if pair[0] not in OURS]
-    return answer._replace(headers=rest), {name: value for name, value in answer.headers if name in OURS}
 
 
 @every_coding
@@ -60,7 +54,7 @@ def test_with_a_session_only_our_own_headers_are_added(stack: Stack, coding: str
     for prompt, named, status in [(HARD, "auto", b"miss"), (EASY, "large", b"hit")]:
         asked, served = (json.dumps(chat(model, prompt, stream)).encode() for model in ("auto", named))
         direct = raw(stack.direct, "POST", CHAT, content=served, accept_encoding=coding, **session)
-        rest, ours = told(raw(stack.pinned, "POST", CHAT, content=asked, accept_encoding=coding, **session))
+        rest, ours = raw(stack.pinned, "POST", CHAT, content=asked, accept_encoding=coding, **session).apart()
         assert rest == direct
         is_coded = stack.router == "vllm-router" and coding != "identity"  # smg's answers never are
         assert ((b"content-encoding", coding.encode()) in direct.headers) == is_coded
@@ -139,7 +133,7 @@ def test_a_404_that_routing_does_not_mend_passes_as_it_is(stack: Stack, stream: 
     stack.fail(refused=["large", "auto"])
     asked, served = (json.dumps(chat(model, EASY, stream)).encode() for model in ("auto", "large"))
     direct = raw(stack.direct, "POST", CHAT, content=served, **session)
-    rest, ours = told(raw(stack.pinned, "POST", CHAT, content=asked, **session))
+    rest, ours = raw(stack.pinned, "POST", CHAT, content=asked, **session).apart()
     assert rest == direct
     assert direct.status == 404
     assert ours[b"x-session-pin-status"] == b"hit"
