@@ -3,16 +3,15 @@
 import asyncio
 import logging
 import os
-import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
-from urllib.parse import SplitResult, quote, urlsplit
 
 import anyio
 import httpx
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from ._upstream import base_path, read_upstream
 from .config import Config, Gateway
 from .forwarding import (
     end_to_end,
@@ -30,8 +29,6 @@ logger = logging.getLogger("asgi_session_pin.gateway")
 
 # httpcore's pool takes a time that grows with the square of its connections.
 CONNECTIONS_IN_A_POOL = 32
-# A name or an address; what this lets through can be looked up.
-_host = re.compile(r"(?!-)[\w-]{1,63}(\.[\w-]{1,63})*\.?|[0-9a-f:.]*:[0-9a-f:.]*", re.ASCII | re.IGNORECASE).fullmatch
 
 
 def create_gateway(
@@ -59,9 +56,9 @@ class ReverseProxy:
 
     def __init__(self, upstream: str, settings: Gateway | None = None) -> None:
         settings = settings or Gateway()
-        parts = _read_url(upstream)
+        parts = read_upstream(upstream)
         self._url = httpx.URL(f"{parts.scheme}://{parts.netloc}")
-        self._base = quote(parts.path.rstrip("/"), safe="/%:@!$&'()*+,;=~").encode()
+        self._base = base_path(parts).encode()
         self._timeout = {
             "connect": settings.connect_timeout_seconds,
             "read": settings.read_timeout_seconds,
@@ -231,19 +228,6 @@ class _Forwarding:
         while (await self._receive())["type"] != "http.disconnect":
             pass  # the rest of a body that the upstream did not wait for
         self._cancel_scope.cancel()
-
-
-def _read_url(upstream: str) -> SplitResult:
-    try:
-        parts = urlsplit(upstream)
-        is_usable = parts.scheme in ("http", "https") and _host(parts.hostname or "") and parts.port != 0
-    except ValueError:
-        is_usable = False
-    if not is_usable or parts.query or parts.fragment:
-        raise ValueError("upstream: expected a URL such as http://localhost:4000")
-    if parts.username is not None or parts.password is not None:
-        raise ValueError("upstream: expected a URL without credentials; clients send theirs")
-    return parts
 
 
 def _failure(error: httpx.TransportError) -> Response:
