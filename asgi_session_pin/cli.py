@@ -1,10 +1,11 @@
-"""The command line: `asgi-session-pin demo | check FILE | serve --upstream URL`."""
+"""The command line: `asgi-session-pin demo | check FILE | serve --upstream URL | probe --upstream URL --model NAME`."""
 
 import argparse
 import io
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from . import __version__
 from .config import Config, ConfigError
@@ -29,12 +30,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     serve.add_argument(
         "--log-level", choices=("debug", "info", "warning", "error", "critical"), default="info", metavar="LEVEL"
     )
+    probe = _add_probe(commands)
     chosen = parser.parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks "→" shows "?"
     try:
         if chosen.command == "serve":
             return serve_gateway(serve, chosen)
+        if chosen.command == "probe":
+            return probe_gateway(probe, chosen)
         return check_file(chosen.file) if chosen.command == "check" else 0 if run_demo() else 1
     except BrokenPipeError:  # the reader, such as `head`, has seen enough; Python would complain again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -56,6 +60,63 @@ def serve_gateway(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -
         parser.error(f"argument --{error}")
     run()
     return 0
+
+
+def _add_probe(commands: Any) -> argparse.ArgumentParser:
+    probe: argparse.ArgumentParser = commands.add_parser(
+        "probe",
+        help="ask a live gateway how it names models, and say which settings it needs",
+        description="Asks a live gateway a few tiny requests, at most as many as it says before, and prints how the "
+        "answers name a model, whether these names can be sent back, and the settings to use. Exits with 1 if sessions "
+        "can't be pinned there by name.",
+    )
+    probe.add_argument("--upstream", metavar="URL", required=True, help="the gateway, such as http://localhost:4000")
+    named = "names to ask for: the router's, and to compare a model's"
+    probe.add_argument(
+        "--model", metavar="NAME", dest="models", type=_name, nargs="+", action="extend", required=True, help=named
+    )
+    probe.add_argument("--path", default="/v1/chat/completions", help="of the endpoint (default: %(default)s)")
+    key = probe.add_mutually_exclusive_group()
+    key.add_argument("--key", help="sent as a bearer token, and to /v1/messages as x-api-key too")
+    key.add_argument("--key-env", metavar="NAME", help="the environment variable that holds the key")
+    probe.add_argument("--header", metavar="'K: V'", dest="headers", default=[], action="append", help="to be sent too")
+    probe.add_argument(
+        "--timeout", type=_seconds, default=60, metavar="SECONDS", help="for each answer (default: %(default)s)"
+    )
+    probe.add_argument("--json", action="store_true", help="print one JSON object")
+    return probe
+
+
+def probe_gateway(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> int:
+    """Probe a gateway and return the exit code."""
+    from .probe import read_target, run_probe
+
+    key = chosen.key
+    if chosen.key_env is not None:
+        key = os.environ.get(chosen.key_env)
+        if not key:
+            parser.error("argument --key-env: that environment variable is not set")
+    try:
+        target = read_target(chosen.upstream, chosen.path, key, chosen.headers, chosen.timeout)
+    except ValueError as error:
+        parser.error(f"argument --{error}")
+    return run_probe(target, list(dict.fromkeys(chosen.models)), as_json=chosen.json)
+
+
+def _name(text: str) -> str:
+    if not text.isprintable() or not 1 <= len(text) <= 256 or "*" in text:
+        raise argparse.ArgumentTypeError("expected the name of a model, of up to 256 characters, without *")
+    return text
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0
+    if not 0 < seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number of seconds above 0, at most 3600")
+    return seconds
 
 
 def _port(text: str) -> int:

@@ -1,0 +1,209 @@
+"""One list of `decisions.sources`, gone through with a gateway's replies as the middleware would do it."""
+
+from collections.abc import Iterable
+
+import msgspec
+
+from ._patterns import Alias
+from .config import Config, Decisions
+from .deployments import MAX_ALIASES, group_aliases, shorten
+from .evidence import NONSENSE, Evidence, Reply, shown
+from .naming import DEFAULTS, undated
+from .pins import NamedModel
+from .response import DecisionRules, is_dated
+
+# A gateway that is silent or busy tells nothing about a name.
+_TROUBLES = (0, 429, 503, 504)
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """What comes of one list of `decisions.sources`.
+
+    - `source`: the one that it is about.
+    - `works`: what it names can be sent back; `why`: or why not, in words.
+    - `stage`: how far it came: it names no model, none but the one that was asked for, others.
+    - `needs`: a name that is to be sent back before it can be said.
+    - `routed`: the operator's names that other models answer.
+    - `aliases`: what the settings need.
+    - `doubts`: what is not as it should be.
+    """
+
+    source: str
+    sources: tuple[str, ...]
+    works: bool = False
+    why: str
+    stage: int
+    needs: str | None = None
+    routed: tuple[str, ...] = ()
+    aliases: dict[str, str] = {}
+    doubts: tuple[str, ...] = ()
+
+
+class Examination:
+    """Finds out whether what *sources* name can be sent back, and which aliases that needs."""
+
+    def __init__(self, evidence: Evidence, sources: tuple[str, ...]) -> None:
+        self._evidence = evidence
+        self._names = evidence.names
+        self._sources = sources
+        self._source = sources[0]
+        self._groups = group_aliases(evidence.deployments)
+        # Of thousands of deployments only those matter that were seen.
+        seen = evidence.values
+        self._near = {key: group for each in self._groups for key, group in each.items() if "*" in key or key in seen}
+        self._aliases: dict[str, str] = {}
+        self._refused: list[str] = []
+        self._untried: set[str] = set()
+        self._rules = self._make_rules({})
+        asked = [(reply, self._find(reply, self._rules)) for reply in evidence.asked]
+        self._asked = [(reply, found) for reply, found in asked if found is not None and found.model is not None]
+
+    def run(self) -> Finding:
+        """Return what comes of it."""
+        if not self._asked:
+            return self._fails("names no model", 0)
+        if self._sources == DEFAULTS:
+            self._source = " + ".join(dict.fromkeys(found.source for _, found in self._asked))
+        others = {found.name: found.model for reply, found in self._asked if found.model != reply.model}
+        if not others:
+            return self._fails("repeats the name that was asked for, whichever model answers", 1)
+        if not self._evidence.replies_to(NONSENSE):
+            return self._needs(NONSENSE)
+        for name, model in others.items():
+            finding = self._settle(name, str(model))
+            if finding is not None:
+                return finding
+        self._rules = self._make_rules({})
+        return self._conclude(others)
+
+    def _settle(self, name: str, model: str) -> Finding | None:
+        """Find what to send back for *name*; return a finding if that ends the examination."""
+        failures: list[str] = []
+        for target in self._targets(name, model):
+            alias = {name: target} if target not in (name, model) else {}
+            replies = self._evidence.replies_to(target)
+            if not replies and not self._evidence.spent:
+                return self._needs(target)
+            if not replies or any(reply.status in _TROUBLES for reply in replies):
+                self._untried.add(target)
+                return None
+            failure = self._failure(target, self._make_rules(alias))
+            if failure is None:
+                self._aliases |= alias
+                self._refused += failures
+                return None
+            failures.append(f"{shown(target)} {failure}")
+        return self._fails(f"names what is not taken back: {', '.join(failures)}")
+
+    def _targets(self, name: str, model: str) -> list[str]:
+        """Return what may stand for *name*: its group, or itself, itself without a date, a name always answered so."""
+        if model != name:
+            return [model]
+        answers = {each: {found.name for reply, found in self._asked if reply.model == each} for each in self._names}
+        always = [each for each in self._names if answers[each] == {name}]
+        plain = undated(name)
+        targets = [name, *([plain] if plain else []), *(always if len(always) == 1 else [])]
+        return list(dict.fromkeys(targets))
+
+    def _failure(self, name: str, rules: DecisionRules) -> str | None:
+        """Return in words why *name* is none to send back; None if it is one."""
+        modes = {reply.stream for reply in self._evidence.asked}
+        refuses = any(400 <= reply.status not in _TROUBLES for reply in self._evidence.replies_to(NONSENSE))
+        for reply in self._evidence.replies_to(name):
+            if reply.stream not in modes:
+                continue
+            if not reply.served:
+                return f"was answered with {reply.outcome}"
+            found = self._find(reply, rules)
+            if found is None and not refuses:
+                return "was answered without a name"
+            if found is not None and not _is_same(found.model, name):
+                return f"was answered as {shown(found.name)}"
+        return None
+
+    def _conclude(self, others: Iterable[str]) -> Finding:
+        decided = {name: {self._model(reply) for reply in self._replies(name)} - {None} for name in self._names}
+        routed = tuple(name for name in self._names if decided[name] - {name})
+        models = {model for name in routed for model in decided[name]} - {*routed, *self._untried}
+        if not models:
+            refused = ", ".join(self._refused)
+            return self._fails(
+                f"names what is not taken back: {refused}" if refused else "names what could not be tried"
+            )
+        unknown = {self._model(reply) for reply in self._evidence.replies_to(NONSENSE)}
+        if models <= unknown:
+            return self._fails(f"names only {shown(str(models.pop()))}, as it does for a name that does not exist")
+        told = ", ".join(shown(str(model)) for model in sorted(models, key=str))
+        return Finding(
+            source=self._source,
+            sources=self._sources,
+            works=True,
+            why=f"names the chosen model, and what it names is taken back and answered as the same: {told}",
+            stage=2,
+            routed=routed,
+            aliases=self._all_aliases(others),
+            doubts=tuple(self._all_doubts(routed, NONSENSE in unknown)),
+        )
+
+    def _all_doubts(self, routed: Iterable[str], echoes: bool) -> list[str]:
+        doubts = [doubt for name in routed for doubt in self._doubts(name)]
+        if echoes:
+            doubts.append("a name that does not exist is also answered under that name, so the proof is weak")
+        if self._untried:
+            told = ", ".join(map(shown, sorted(self._untried)))
+            doubts.append(f"not tried, as no request was left or the gateway was busy: {told}")
+        return doubts
+
+    def _doubts(self, name: str) -> list[str]:
+        replies = self._replies(name)
+        doubts = []
+        for stream, kind in ((False, "plain"), (True, "streamed")):
+            models = {self._model(reply) for reply in replies if reply.stream == stream}
+            if None in models:
+                doubts.append(
+                    f"{kind} answers to {shown(name)} name no model, so a session that begins so is not pinned"
+                )
+            if name in models:
+                doubts.append(f"{kind} answers to {shown(name)} also name {shown(name)} itself, which pins nothing")
+        easy = [{self._model(reply) for reply in replies if reply.stream == mode and not reply.hard} for mode in (0, 1)]
+        if None not in easy[0] | easy[1] and [len(models) for models in easy] == [1, 1] and easy[0] != easy[1]:
+            doubts.append(
+                f"streamed answers to {shown(name)} name other models than plain ones, so a session's first request "
+                "decides which it gets"
+            )
+        return doubts
+
+    def _all_aliases(self, others: Iterable[str]) -> dict[str, str]:
+        """Return the aliases that were found, and LiteLLM's for whatever it can name there."""
+        aliases = dict(self._aliases)
+        by_model, by_id = self._groups
+        for groups in (shorten(by_model, self._evidence.deployments), by_id):
+            used = [key for key, group in groups.items() if any(Alias(key, group).apply(name) for name in others)]
+            if used:
+                rest = [key for key in groups if key not in used]
+                aliases |= {key: groups[key] for key in [*used, *rest][:MAX_ALIASES]}
+        return aliases
+
+    def _fails(self, why: str, stage: int = 2) -> Finding:
+        return Finding(source=self._source, sources=self._sources, why=why, stage=stage)
+
+    def _needs(self, name: str) -> Finding:
+        return Finding(source=self._source, sources=self._sources, why="was not gone through", stage=2, needs=name)
+
+    def _make_rules(self, aliases: dict[str, str]) -> DecisionRules:
+        merged = {**self._aliases, **aliases, **self._near}
+        return DecisionRules(Config(decisions=Decisions(sources=self._sources, aliases=merged)))
+
+    def _replies(self, name: str) -> list[Reply]:
+        return [reply for reply in self._evidence.asked if reply.model == name]
+
+    def _find(self, reply: Reply, rules: DecisionRules) -> NamedModel | None:
+        return rules.find_model(reply.headers, reply.members, reply.model) if reply.served else None
+
+    def _model(self, reply: Reply) -> str | None:
+        found = self._find(reply, self._rules)
+        return None if found is None else found.model
+
+
+def _is_same(model: str | None, name: str) -> bool:
+    return model is not None and (model == name or is_dated(model, name) or is_dated(name, model))

@@ -1,0 +1,85 @@
+"""Where a gateway's reply may name a model: headers and members of bodies, and which of their values can be names."""
+
+import re
+
+from ._json import Members, decode_members, find_string
+from .config import Config, Decisions
+from .response import RESPONSE_HEADERS, DecisionRules, is_dated
+
+MAX_MEMBERS = 200
+MAX_SOURCES = 20
+
+DEFAULTS = Decisions().sources
+BODY_DEFAULTS = tuple(source for source in DEFAULTS if source.startswith("body:"))
+# The first of these that LiteLLM sends tells most; ids of deployments change with its configuration.
+_LITELLM = ("header:x-litellm-model-name", "header:x-litellm-model-id", "header:x-litellm-model-group")
+
+_is_header = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]{1,64}").fullmatch
+_tells = re.compile(r"model|deployment|engine|rout").search
+_is_member = re.compile(r"(?=.{1,64}\Z)[\w-]*model[\w-]*", re.ASCII | re.IGNORECASE).fullmatch
+_is_parent = re.compile(r"[\w-]{1,64}", re.ASCII).fullmatch
+_is_number = re.compile(r"v?[\W\d_]*", re.ASCII | re.IGNORECASE).fullmatch  # a version or a date as well
+_NO_NAMES = frozenset({"true", "false", "null", "unknown"})
+_rules = DecisionRules(Config())
+
+
+def rank(source: str) -> tuple[int, int]:
+    """Return a place in the order in which sources are preferred."""
+    if source in DEFAULTS:
+        return 0, DEFAULTS.index(source)
+    if source in _LITELLM:
+        return 1, _LITELLM.index(source)
+    if source.startswith("body:"):
+        return 4, 0
+    if "model" in source:
+        return 2, source.endswith("-id")
+    return (5 if "rout" in source else 3), 0  # a route is rather what a model was chosen for
+
+
+def names_in_headers(headers: dict[bytes, bytes], known: frozenset[str]) -> dict[str, str]:
+    """Return the values of headers that may name a model, by their source."""
+    named = {}
+    for raw_name, raw_value in headers.items():
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1").strip()
+        if raw_name not in RESPONSE_HEADERS and _is_header(name) and may_be_name(value):
+            source = f"header:{name}"
+            if value in known or source in DEFAULTS or _tells(name):
+                named[source] = value
+    return named
+
+
+def names_in_body(members: Members) -> dict[str, str]:
+    """Return the strings that may name a model, by their source: the usual places, then members called so."""
+    found = {source: find_string(members, tuple(source[5:].split("."))) for source in BODY_DEFAULTS}
+    for key, value in list(members.items())[:MAX_MEMBERS]:
+        if _is_member(key):
+            found.setdefault(f"body:{key}", find_string(members, (key,)))
+        if _is_parent(key) and bytes(memoryview(value)[:1]) == b"{":
+            for inner in list(read_object(bytes(value)))[:MAX_MEMBERS]:
+                if _is_member(inner):
+                    found.setdefault(f"body:{key}.{inner}", find_string(members, (key, inner)))
+    return {source: value.strip() for source, value in found.items() if value and may_be_name(value.strip())}
+
+
+def may_be_name(value: str) -> bool:
+    """Tell whether a text can be sent as a model: no number, version or URL, and nothing that patterns would heed."""
+    return (
+        _rules.is_usable(value)
+        and "*" not in value
+        and "://" not in value
+        and _is_number(value) is None
+        and value.lower() not in _NO_NAMES
+    )
+
+
+def undated(name: str) -> str | None:
+    """Return the name of a dated snapshot without its date; None if it has no date."""
+    return next((name[:-size] for size in (9, 11) if name[:-size] and is_dated(name, name[:-size])), None)
+
+
+def read_object(text: bytes) -> Members:
+    """Return the JSON object that a body or an event is; an empty one for anything else."""
+    try:
+        return decode_members(text)
+    except ValueError:
+        return {}

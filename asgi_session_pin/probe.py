@@ -1,0 +1,152 @@
+"""`asgi-session-pin probe`: asks a live gateway how it names models, and says which settings it needs."""
+
+import re
+import sys
+from collections.abc import Iterable, Sequence
+
+from . import __version__
+from ._upstream import read_upstream
+from .deployments import read_deployments, read_listed
+from .evidence import NONSENSE, Evidence, Reply
+from .findings import find_all, next_name
+from .probing import MAX_TOKENS, NoAnswer, Prober, Target
+from .report import Report
+from .session import PRESETS
+
+# Each name of the operator's is asked for in this order, plain and streamed: a router that decides by the prompt goes
+# one way and back.
+ROUNDS = (False, True, False)
+SENT_BACK = 16  # requests for names that answers gave
+_EACH_SENT_BACK = ((False, False), (True, False), (False, True), (True, True))
+_OTHERS = 4  # the lists of models and of deployments, at two places, and a name that does not exist
+_MAX_SILENCES = 3
+
+_ENDINGS = ("/chat/completions", "/v1/messages", "/responses")
+_is_path = re.compile(r"/[\w.~/%:@+=,-]*", re.ASCII).fullmatch
+_header = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\x21-\x7e\x80-\xff]([ \t\x21-\x7e\x80-\xff]*))").fullmatch
+_is_key = re.compile(r"[\x21-\x7e]+").fullmatch
+_CREDENTIALS = re.compile(r"auth|key|token|secret|cookie|password|credential", re.IGNORECASE).search
+# Sessions would be kept on a model by gateways that know of them; the others are the probe's own affair.
+_OWN_HEADERS = {"content-length", "content-type", "transfer-encoding", "accept-encoding", "connection", "expect"}
+_SESSION_HEADERS = {"x-session-pin", *(source.partition(":")[2] for names in PRESETS.values() for source in names)}
+
+
+class Stopped(Exception):
+    """Nothing can be found out."""
+
+
+def read_target(upstream: str, path: str, key: str | None, headers: Iterable[str], timeout: float) -> Target:
+    """Return what is to be probed. Raises ValueError for what can't be used, without any secret in it."""
+    parts = read_upstream(upstream)
+    if not _is_path(path) or not path.endswith(_ENDINGS):
+        raise ValueError(f"path: expected a path that ends in {', '.join(_ENDINGS[:-1])} or {_ENDINGS[-1]}")
+    sent = {
+        "accept": "application/json, text/event-stream",
+        "content-type": "application/json",
+        "user-agent": f"asgi-session-pin/{__version__}",
+    }
+    if path.endswith("/v1/messages"):
+        sent["anthropic-version"] = "2023-06-01"
+    if key is not None:
+        if not _is_key(key):
+            raise ValueError("key: expected visible ASCII characters")
+        sent["authorization"] = f"Bearer {key}"
+        if path.endswith("/v1/messages"):
+            sent["x-api-key"] = key
+    own = dict(map(_read_header, headers))
+    secrets = [key or "", *(value for name, value in own.items() if _CREDENTIALS(name))]
+    words = {word for secret in secrets for word in [secret, *re.split(r"[\s;=,]+", secret)]}
+    words -= {"", *(word for word in words if word.lower() in ("bearer", "basic"))}
+    return Target(upstream=parts, path=path, headers=sent | own, secrets=tuple(words), timeout=timeout)
+
+
+def _read_header(text: str) -> tuple[str, str]:
+    found = _header(text)
+    if found is None:
+        raise ValueError("header: expected 'NAME: VALUE'")
+    name = found[1].lower()
+    if name in _OWN_HEADERS or name in _SESSION_HEADERS:
+        raise ValueError(f"header: {name} can't be set here")
+    return name, found[2].rstrip()
+
+
+def run_probe(target: Target, names: Sequence[str], *, as_json: bool) -> int:
+    """Ask the gateway, print what was found, and return the exit code: 1 if sessions can't be pinned there by name."""
+    limit = len(names) * 2 * len(ROUNDS) + SENT_BACK + _OTHERS
+    _tell(f"at most {limit} requests to {target.url}, each for an answer of at most {MAX_TOKENS} tokens")
+    prober = Prober(target, limit)
+    evidence = Evidence(names=tuple(names))
+    try:
+        _Run(target, prober, evidence).run()
+    except Stopped as error:
+        _tell(f"error: {error}")
+        return 2
+    report = Report(evidence, target.url, prober.sent, limit)
+    print(report.json() if as_json else report.text(), end="\n" if as_json else "", flush=True)
+    return 0 if report.finding is not None else 1
+
+
+class _Run:
+    """Gathers the evidence."""
+
+    def __init__(self, target: Target, prober: Prober, evidence: Evidence) -> None:
+        self._target = target
+        self._prober = prober
+        self._evidence = evidence
+        self._silences = 0
+
+    def run(self) -> None:
+        for name in self._evidence.names:
+            for stream in (False, True):
+                for hard in ROUNDS:
+                    self._ask(name, hard, stream)
+        if not self._evidence.asked:
+            outcomes = ", ".join(dict.fromkeys(reply.outcome for reply in self._evidence.replies))
+            raise Stopped(f"no request was served: {outcomes}; are --upstream, --path and --model right?")
+        self._look_at_lists()
+        self._send_back()
+
+    def _ask(self, name: str, hard: bool, stream: bool) -> Reply:
+        first = not self._evidence.replies
+        try:
+            reply = self._prober.ask(name, hard=hard, stream=stream)
+        except NoAnswer as error:
+            self._silences += 1
+            if first or self._silences == _MAX_SILENCES:
+                raise Stopped(f"{self._target.url}: {error}") from None
+            reply = Reply(model=name, hard=hard, stream=stream, status=0, remark=str(error))
+        if first and (reply.status == 401 or 300 <= reply.status < 400):
+            raise Stopped(f"{self._target.url}: the first request got {reply.outcome}")
+        self._evidence.replies.append(reply)
+        return reply
+
+    def _look_at_lists(self) -> None:
+        self._evidence.listed = read_listed(self._prober.get(_sibling(self._target.path)))
+        if self._evidence.is_litellm:
+            for path in ("/model/info", "/v1/model/info"):
+                self._evidence.deployments = read_deployments(self._prober.get(path))
+                if self._evidence.deployments:
+                    break
+
+    def _send_back(self) -> None:
+        left = SENT_BACK
+        while (name := next_name(find_all(self._evidence))) is not None:
+            if name == NONSENSE:
+                self._ask(name, hard=False, stream=False)
+            elif left < len(_EACH_SENT_BACK):
+                self._evidence.spent = True
+            else:
+                for hard, stream in _EACH_SENT_BACK:
+                    left -= 1
+                    if not self._ask(name, hard, stream).served:
+                        break
+
+
+def _sibling(path: str) -> str:
+    """Return the path of the list of models that goes with an endpoint."""
+    ending = next(ending for ending in _ENDINGS if path.endswith(ending))
+    return path.removesuffix(ending) + ("/v1/models" if ending == "/v1/messages" else "/models")
+
+
+def _tell(text: str) -> None:
+    print(f"asgi-session-pin probe: {text}", file=sys.stderr, flush=True)
