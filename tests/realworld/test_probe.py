@@ -1,0 +1,72 @@
+"""`asgi-session-pin probe` against the real LiteLLM, and the settings that it prints put in front of it."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from realworld.conftest import KEY, LITELLM, serve_command
+from realworld.test_litellm import CHAT, CLAUDE, EASY, GROUPS, HARD, MESSAGES, MINI, RESPONSES, Asker
+
+LITELLM_COMMAND = Path(sys.executable).with_name("litellm")
+COMMAND = Path(sys.executable).with_name("asgi-session-pin")
+
+
+@pytest.fixture(scope="module")
+def upstream(provider: httpx.Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A LiteLLM that knows nothing of session pinning."""
+    environment = {
+        "LITELLM_MASTER_KEY": KEY,
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "FAKE_PROVIDER_URL": str(provider.base_url.join("/v1")),
+        "FAKE_PROVIDER_KEY": "any",
+    }
+    options: list[str | Path] = ["--config", LITELLM / "config.yaml", "--host", "127.0.0.1", "--port"]
+    folder = tmp_path_factory.mktemp("bare-litellm")
+    with serve_command(folder, LITELLM_COMMAND, *options, ready="/health/liveliness", **environment) as url:
+        yield url
+
+
+def probe(upstream: str, *arguments: str) -> dict[str, Any]:
+    """Return what the command prints, which must be settings."""
+    command = [str(COMMAND), "probe", "--upstream", upstream, "--key", KEY, "--json", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert KEY not in ended.stdout + ended.stderr
+    report: dict[str, Any] = json.loads(ended.stdout)
+    return report
+
+
+@pytest.mark.parametrize("path", [CHAT, MESSAGES, RESPONSES])
+@pytest.mark.parametrize("names", [["smart"], ["smart", "mini"]], ids=" ".join)
+def test_it_finds_the_settings_of_the_example(upstream: str, path: str, names: list[str]) -> None:
+    report = probe(upstream, "--path", path, "--model", *names)
+    assert report["settings"] == yaml.safe_load((LITELLM / "session_pin.yaml").read_text())
+    assert report["verdict"]["notes"][0].startswith("router_models: a router decides for 'smart'")
+    assert {each["model"] for each in report["candidates"]} >= set(GROUPS.values()) - set(names)
+
+
+def test_the_settings_that_it_prints_pin(upstream: str, provider: httpx.Client, tmp_path: Path) -> None:
+    (tmp_path / "found.yaml").write_text(probe(upstream, "--model", "smart")["yaml"])
+    options = ["serve", "--upstream", upstream, "--config", "found.yaml", "--port"]
+    headers = {"authorization": f"Bearer {KEY}"}
+    with (
+        serve_command(tmp_path, COMMAND, *options) as url,
+        httpx.Client(base_url=url, headers=headers, timeout=60, trust_env=False) as client,
+    ):
+        provider.delete("/asked")
+        asker = Asker(client, provider)
+        for path in (CHAT, MESSAGES, RESPONSES):
+            for stream in (False, True):
+                asked = [asker.ask(path, prompt, stream=stream)[0] for prompt in (EASY, HARD, EASY)]
+                assert asked == [[MINI], [CLAUDE], [MINI]]
+                for prompts, model in (((EASY, HARD, EASY), MINI), ((HARD, EASY, HARD), CLAUDE)):
+                    session = f"probe-{path}-{stream}-{model}"
+                    asked = [asker.ask(path, prompt, session, stream=stream)[0] for prompt in prompts]
+                    assert asked == [[model]] * 3
