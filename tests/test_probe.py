@@ -226,6 +226,12 @@ def test_the_default_model_for_unknown_names_proves_nothing(probe: Probe) -> Non
     assert "names only 'gpt', as it does for a name that does not exist" in outcome.why
 
 
+def test_a_gateway_that_routes_whatever_it_is_asked_for_cannot_be_pinned(probe: Probe) -> None:
+    outcome = probe(FakeGateway(lambda asked: Answer(chosen(asked), chosen(asked))), "auto")
+    assert outcome.code == 1
+    assert "'acme/small' was answered as 'acme/large'" in outcome.why
+
+
 def test_a_gateway_that_names_no_model_cannot_be_pinned(probe: Probe) -> None:
     outcome = probe(FakeGateway(lm_proxy), "auto")
     assert outcome.code == 1
