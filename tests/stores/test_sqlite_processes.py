@@ -15,11 +15,11 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from forks import PATIENCE, all_went_well, fork, run
-from sqlite_files import KEY, A, files
 
 from asgi_session_pin import Pin
 from asgi_session_pin.stores.sqlite import SQLiteStore
+from forks import PATIENCE, all_went_well, fork, run
+from sqlite_files import KEY, A, files
 
 
 @pytest.fixture
