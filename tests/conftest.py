@@ -1,12 +1,10 @@
 """Fixtures of all tests."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from asgi_driver import Clock
-from redis_servers import RedisServer, redis_cluster, redis_server
 
 
 @pytest.fixture
@@ -27,17 +25,3 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr("asgi_session_pin.middleware.monotonic", clock)
     return clock
-
-
-@pytest.fixture(scope="session")
-def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A server for tests that take keys of their own in it."""
-    with redis_server(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RedisServer]]:
-    """The nodes of a Redis Cluster for tests that take keys of their own in it."""
-    with redis_cluster(tmp_path_factory.mktemp("cluster")) as nodes:
-        yield nodes

@@ -1,5 +1,6 @@
-"""The settings in examples/recipes can be used, and say nothing that is the default; tests/realworld runs them."""
+"""The settings of the recipes can be used, and docs/recipes.md shows those that tests/realworld runs."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,9 @@ import yaml
 
 from asgi_session_pin import Config
 
-RECIPES = sorted((Path(__file__).parent.parent / "examples" / "recipes").glob("*.yaml"))
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted((ROOT / "examples" / "recipes").glob("*.yaml"))
+DOCUMENT = ROOT / "docs" / "recipes.md"
 
 
 def test_there_are_recipes() -> None:
@@ -20,3 +23,14 @@ def test_a_recipe_can_be_used_and_differs_from_the_defaults_in_all_it_says(recip
     for section, settings in yaml.safe_load(recipe.read_text()).items():
         for name in settings:
             assert getattr(getattr(config, section), name) != getattr(getattr(Config(), section), name)
+
+
+def test_the_document_shows_the_settings_of_the_files_that_it_links_to() -> None:
+    shown = re.findall(r"^Settings: (.+?)```yaml\n(.*?)```", DOCUMENT.read_text(), re.DOTALL | re.MULTILINE)
+    linked = set()
+    for links, settings in shown:
+        for link in re.findall(r"\(\.\./([^)]+\.yaml)\)", links):
+            if link not in ("examples/session_pin.yaml", "examples/litellm/config.yaml"):
+                linked.add(ROOT / link)
+                assert yaml.safe_load((ROOT / link).read_text()) == yaml.safe_load(settings), link
+    assert linked == {*RECIPES, ROOT / "examples" / "litellm" / "session_pin.yaml"}
