@@ -1,10 +1,17 @@
 """Fixtures of all tests."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from asgi_driver import Clock
+
+if TYPE_CHECKING:
+    from redis_servers import RedisServer
 
 
 @pytest.fixture
@@ -25,3 +32,24 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr("asgi_session_pin.middleware.monotonic", clock)
     return clock
+
+
+# tests/realworld, which has these fixtures too, has no Redis in its environment.
+
+
+@pytest.fixture(scope="session")
+def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A server for tests that take keys of their own in it."""
+    from redis_servers import redis_server
+
+    with redis_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RedisServer]]:
+    """The nodes of a Redis Cluster for tests that take keys of their own in it."""
+    from redis_servers import redis_cluster
+
+    with redis_cluster(tmp_path_factory.mktemp("cluster")) as nodes:
+        yield nodes
