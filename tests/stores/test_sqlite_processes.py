@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from asgi_driver import Clock
 from asgi_session_pin import Pin
 from asgi_session_pin.stores.sqlite import SQLiteStore
 from forks import PATIENCE, all_went_well, fork, run
-from sqlite_files import KEY, A, files
+from sqlite_files import KEY, A, files, last_use
 
 
 @pytest.fixture
@@ -107,16 +108,23 @@ def test_forks_while_threads_read_and_write(path: Path) -> None:
 
 
 async def test_uses_that_are_queued_are_written_before_a_fork(path: Path) -> None:
-    store = SQLiteStore(path, ttl_seconds=10, clock=lambda: now[0])
-    now = [0.0]
+    clock = Clock()
+    store = SQLiteStore(path, ttl_seconds=10, clock=clock)
     await store.add(KEY, A)
-    now[0] = 5.0
+    await clock.wait(5)
+    may_go_on = threading.Event()
+    store._file._call(may_go_on.wait)  # the thread is busy
     await store.get(KEY)
-    assert store._file._postponed
-    all_went_well([fork(lambda: None)])
-    assert not store._file._postponed
-    now[0] = 12.0
-    assert await store.get(KEY) == A
+
+    def child() -> None:
+        assert last_use(path) == 1005
+        clock.now += 5
+        asyncio.run(store.get(KEY))
+        asyncio.run(store.aclose())
+        assert last_use(path) == 1010
+
+    all_went_well([fork(child)])
+    may_go_on.set()
     await store.aclose()
 
 
