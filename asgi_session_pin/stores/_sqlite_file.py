@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import sqlite3
 import threading
 import time
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 from .._log import logger
 from ._sqlite_setup import check, open_file
 
+_BUSY_SECONDS = 0.25  # a write waits so long for another process's
 _MAX_POSTPONED = 500  # writes that nobody waits for: they are made together, in a few ms
 _QUIET_SECONDS = 60
 
@@ -55,7 +57,10 @@ class SQLiteFile:
             await self.write(_nothing)  # opening takes longer than reading, so it is done on the thread
 
     async def write(self, job: Callable[[sqlite3.Connection], T]) -> T:
-        """Call *job* with the writer, on its thread, and return what it returns."""
+        """Call *job* with the writer, on its thread, and return what it returns.
+
+        It is one transaction: while another process writes it is called again, and in the end raises.
+        """
         return await asyncio.wrap_future(self.submit(job))
 
     def submit(self, job: Callable[[sqlite3.Connection], T]) -> "Future[T]":
@@ -84,11 +89,21 @@ class SQLiteFile:
 
     def _on_writer(self, job: Callable[[sqlite3.Connection], T]) -> T:
         with self._writing:
-            if self._writer is None:
-                self._writer, reader = open_file(self.path)
-                with self._lock:
-                    self._reader = reader
-            return job(self._writer)
+            deadline = time.monotonic() + _BUSY_SECONDS
+            while True:
+                try:
+                    return job(self._writer or self._open())
+                except sqlite3.OperationalError as error:
+                    is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY  # the rest of the code says why
+                    if not is_busy or time.monotonic() > deadline:
+                        raise
+                time.sleep(random.uniform(0.0005, 0.002))  # noqa: S311 - not in step with the others
+
+    def _open(self) -> sqlite3.Connection:
+        self._writer, reader = open_file(self.path)
+        with self._lock:
+            self._reader = reader
+        return self._writer
 
     def _flush(self) -> None:
         self._is_flush_queued = False  # what is postponed from now on is for another one

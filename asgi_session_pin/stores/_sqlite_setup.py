@@ -4,17 +4,12 @@ import contextlib
 import os
 import sqlite3
 import threading
-import time
 from pathlib import Path
-
-WRITER_BUSY_SECONDS = 0.25
-"""A write waits so long for another process's."""
-READER_BUSY_SECONDS = 0.01
-"""A read waits for nobody but one who mends the file after a crash; more would stop the event loop."""
 
 _OLDEST_SQLITE = (3, 35)  # RETURNING
 _APPLICATION_ID = 0x7370696E  # "spin"
 _VERSION = 1
+_READER_BUSY_SECONDS = 0.01  # a read waits for nobody but one who mends the file after a crash, on the event loop
 
 # `expires` says when a pin lapses, `used` who goes first when there is no room. Triggers count the pins: COUNT(*) would
 # read the whole table. Rows are small, so they live in the index of their key: WITHOUT ROWID.
@@ -60,7 +55,7 @@ def check(path: Path) -> None:
         raise ValueError(f"{path} is read-only, or not readable")
     try:
         # By SQLite, not by reading the header: to close a file by other means drops the locks that this process has.
-        with contextlib.closing(_connect(path, "ro", READER_BUSY_SECONDS)) as connection:
+        with contextlib.closing(_connect(path, "ro", _READER_BUSY_SECONDS)) as connection:
             _is_ours(connection, path)
     except sqlite3.OperationalError:
         pass  # it is locked, or has to be mended: the first use will tell
@@ -69,20 +64,24 @@ def check(path: Path) -> None:
 
 
 def open_file(path: Path) -> tuple[sqlite3.Connection, sqlite3.Connection]:
-    """Return a connection to write with and one to read with; the file is made if there is none."""
+    """Return a connection to write with and one to read with; the file is made if there is none.
+
+    The first one does not wait for other processes: it raises, and the caller tries again. Left to itself SQLite sleeps
+    longer at each attempt, and where many write some never get their turn.
+    """
     _create(path)
-    writer = _connect(path, "rw", WRITER_BUSY_SECONDS)
+    writer = _connect(path, "rw", 0)
     try:
         if not _is_ours(writer, path):
             with writer:
                 writer.execute("BEGIN IMMEDIATE")
                 for statement in _SCHEMA:  # another process may have been faster
                     writer.execute(statement)
-        _use_wal(writer)
+        writer.execute("PRAGMA journal_mode = WAL")  # reads go on beside a write; it is kept in the file
         # A power cut may take the last writes, which are then decided again; the file stays whole. FULL would wait for
         # the disk at each write.
         writer.execute("PRAGMA synchronous = NORMAL")
-        return writer, _connect(path, "rw", READER_BUSY_SECONDS)  # to read is to write too, into -shm
+        return writer, _connect(path, "rw", _READER_BUSY_SECONDS)  # to read is to write too, into -shm
     except BaseException:
         writer.close()
         raise
@@ -116,16 +115,3 @@ def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
     if application_id or version or has_tables:
         raise ValueError(f"{path} is another program's database")
     return False
-
-
-def _use_wal(connection: sqlite3.Connection) -> None:
-    """Let reads go on beside a write. This is kept in the file; only the first process has something to do."""
-    deadline = time.monotonic() + WRITER_BUSY_SECONDS
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError:  # processes that start together: SQLite does not wait here by itself
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
