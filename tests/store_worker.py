@@ -1,7 +1,7 @@
 """One of several processes behind which a session has to stay on one model: asks for each session once, many at a time.
 
-`python store_worker.py STORE_URL SESSIONS`. When a line comes in it starts; then it prints which model each session got
-and for how many it asked its router, which names a model of this process's own.
+`python store_worker.py STORE_URL SESSIONS`. It says when it is ready, and starts when a line comes in. Then it prints
+which model each session got and for how many it asked its router, which names models of this process's own.
 """
 
 import asyncio
@@ -46,5 +46,6 @@ async def main(url: str, sessions: int) -> None:
 
 
 if __name__ == "__main__":
+    print("ready", flush=True)  # noqa: T201  # its parent waits for all of them
     sys.stdin.readline()
     asyncio.run(main(sys.argv[1], int(sys.argv[2])))
