@@ -67,15 +67,16 @@ def _add_probe(commands: Any) -> argparse.ArgumentParser:
         "probe",
         help="ask a live gateway how it names models, and say which settings it needs",
         description="Asks a live gateway a few tiny requests, at most as many as it says before, and prints how the "
-        "answers name a model, whether these names can be sent back, and the settings to use. Exits with 1 if sessions "
-        "can't be pinned there by name.",
+        "answers name a model, whether these names can be sent back, and the settings to use. Exits with 0 if sessions "
+        "can be pinned there by name, with 1 if not, with 2 if that could not be found out.",
     )
     probe.add_argument("--upstream", metavar="URL", required=True, help="the gateway, such as http://localhost:4000")
-    named = "names to ask for: the router's, and to compare a model's"
+    named = "names to ask for: those that the router decides for, and a model's own to compare"
     probe.add_argument(
         "--model", metavar="NAME", dest="models", type=_name, nargs="+", action="extend", required=True, help=named
     )
-    probe.add_argument("--path", default="/v1/chat/completions", help="of the endpoint (default: %(default)s)")
+    path = "of the endpoint, below --upstream (default: %(default)s)"
+    probe.add_argument("--path", default="/v1/chat/completions", help=path)
     key = probe.add_mutually_exclusive_group()
     key.add_argument("--key", help="sent as a bearer token, and to /v1/messages as x-api-key too")
     key.add_argument("--key-env", metavar="NAME", help="the environment variable that holds the key")

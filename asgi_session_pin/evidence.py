@@ -10,7 +10,7 @@ from ._headers import EVENTS, JSON
 from ._json import Members, find_string
 from ._sse import EventDecoder
 from .deployments import Deployment
-from .naming import BODY_DEFAULTS, MAX_SOURCES, names_in_body, names_in_headers, rank, read_object
+from .naming import BODY_DEFAULTS, MAX_SOURCES, names_in_body, names_in_headers, rank, read_object, unusable_name
 from .response import is_error
 
 NONSENSE = "asgi-session-pin-probe-nonexistent"  # a name that no gateway has
@@ -28,6 +28,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     - `status`: of HTTP; 0 if none came.
     - `headers`: those that came once, by lower-case name.
     - `members`: of the body or of its events, as far as they name a model.
+    - `unusable`: what stands there in place of a name.
     - `failed`: it is an error, whatever its status.
     - `remark`: what else there is to say of it.
     """
@@ -38,6 +39,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     status: int
     headers: dict[bytes, bytes] = {}
     members: Members = {}
+    unusable: str = ""
     failed: bool = False
     remark: str = ""
 
@@ -122,6 +124,7 @@ class BodyReader:
 
     def __init__(self, kind: str | None, decoder: Decoder | None, is_secret: Callable[[str], bool]) -> None:
         self.members: Members = {}
+        self.unusable = ""
         self.failed = False
         self.remark = "" if kind else "neither JSON nor events"
         self.finished = kind is None
@@ -164,10 +167,15 @@ class BodyReader:
             self.failed = True
             code = _error_code(members)
             return self._finish("" if self._is_secret(code) else code)
-        named = [source for source, name in names_in_body(members).items() if not self._is_secret(source + name)]
+        found = names_in_body(members)
+        named = [source for source, name in found.items() if not self._is_secret(source) and not self._is_secret(name)]
+        if len(named) < len(found):
+            self.remark = "what holds the key or the value of a --header is left out"
         for source in named:
             key = source[5:].partition(".")[0]
             self.members.setdefault(key, members[key])
+        unusable = unusable_name(members)
+        self.unusable = self.unusable or ("" if self._is_secret(unusable) else unusable)
         usual = any(source in BODY_DEFAULTS for source in named)
         self.finished = usual or self._seen >= MAX_EVENTS
 

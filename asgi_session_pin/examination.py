@@ -1,5 +1,6 @@
 """One list of `decisions.sources`, gone through with a gateway's replies as the middleware would do it."""
 
+import enum
 from collections.abc import Iterable
 
 import msgspec
@@ -16,13 +17,23 @@ from .response import DecisionRules, is_dated
 _TROUBLES = (0, 429, 503, 504)
 
 
+class Stage(enum.IntEnum):
+    """How far an examination came."""
+
+    NO_NAME = 0  # no answer names a model
+    ECHO = 1  # answers name none but the one that was asked for
+    REFUSED = 2  # they name others, which can't be sent back
+    UNTRIED = 3  # they name others, and what comes of sending these back is not known
+    WORKS = 4  # they name others, which can be sent back
+
+
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """What comes of one list of `decisions.sources`.
 
     - `source`: the one that it is about.
-    - `works`: what it names can be sent back; `why`: or why not, in words.
-    - `stage`: how far it came: it names no model, none but the one that was asked for, others.
-    - `needs`: a name that is to be sent back before it can be said.
+    - `stage`: how far it came; `why`: and why no further, in words.
+    - `needs`: a name that is to be sent back before more can be said.
+    - `models`: what it names and can be sent back.
     - `routed`: the operator's names that other models answer.
     - `aliases`: what the settings need.
     - `doubts`: what is not as it should be.
@@ -30,13 +41,18 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
     source: str
     sources: tuple[str, ...]
-    works: bool = False
     why: str
-    stage: int
+    stage: Stage
     needs: str | None = None
+    models: tuple[str, ...] = ()
     routed: tuple[str, ...] = ()
     aliases: dict[str, str] = {}
     doubts: tuple[str, ...] = ()
+
+    @property
+    def works(self) -> bool:
+        """Whether what it names can be sent back."""
+        return self.stage == Stage.WORKS
 
 
 class Examination:
@@ -61,12 +77,12 @@ class Examination:
     def run(self) -> Finding:
         """Return what comes of it."""
         if not self._asked:
-            return self._fails("names no model", 0)
+            return self._nameless()
         if self._sources == DEFAULTS:
             self._source = " + ".join(dict.fromkeys(found.source for _, found in self._asked))
         others = {found.name: found.model for reply, found in self._asked if found.model != reply.model}
         if not others:
-            return self._fails("repeats the name that was asked for, whichever model answers", 1)
+            return self._fails("only repeats the name that was asked for", Stage.ECHO)
         if not self._evidence.replies_to(NONSENSE):
             return self._needs(NONSENSE)
         for name, model in others.items():
@@ -75,6 +91,15 @@ class Examination:
                 return finding
         self._rules = self._make_rules({})
         return self._conclude(others)
+
+    def _nameless(self) -> Finding:
+        self._source = "the answers' usual places"  # any other source has named something before it is examined
+        unusable = sorted({reply.unusable for reply in self._evidence.asked} - {""})
+        if not unusable:
+            return self._fails("name no model", Stage.NO_NAME)
+        told = ", ".join(map(shown, unusable))
+        usable = "at most 256 visible ASCII characters without spaces that are more than a number"
+        return self._fails(f"name what is no usable model name: {told} (usable are {usable})")
 
     def _settle(self, name: str, model: str) -> Finding | None:
         """Find what to send back for *name*; return a finding if that ends the examination."""
@@ -125,11 +150,10 @@ class Examination:
         decided = {name: {self._model(reply) for reply in self._replies(name)} - {None} for name in self._names}
         routed = tuple(name for name in self._names if decided[name] - {name})
         models = {model for name in routed for model in decided[name]} - {*routed, *self._untried}
+        if not models and self._untried:
+            return self._fails(f"names what could not be tried: {self._tell_untried()}", Stage.UNTRIED)
         if not models:
-            refused = ", ".join(self._refused)
-            return self._fails(
-                f"names what is not taken back: {refused}" if refused else "names what could not be tried"
-            )
+            return self._fails(f"names what is not taken back: {', '.join(self._refused)}")
         unknown = {self._model(reply) for reply in self._evidence.replies_to(NONSENSE)}
         if models <= unknown:
             return self._fails(f"names only {shown(str(models.pop()))}, as it does for a name that does not exist")
@@ -137,9 +161,9 @@ class Examination:
         return Finding(
             source=self._source,
             sources=self._sources,
-            works=True,
             why=f"names the chosen model, and what it names is taken back and answered as the same: {told}",
-            stage=2,
+            stage=Stage.WORKS,
+            models=tuple(sorted(map(str, models))),
             routed=routed,
             aliases=self._all_aliases(others),
             doubts=tuple(self._all_doubts(routed, NONSENSE in unknown)),
@@ -150,9 +174,15 @@ class Examination:
         if echoes:
             doubts.append("a name that does not exist is also answered under that name, so the proof is weak")
         if self._untried:
-            told = ", ".join(map(shown, sorted(self._untried)))
-            doubts.append(f"not tried, as no request was left or the gateway was busy: {told}")
+            doubts.append(f"not tried: {self._tell_untried()}")
         return doubts
+
+    def _tell_untried(self) -> str:
+        told = []
+        for name in sorted(self._untried):
+            outcomes = {reply.outcome for reply in self._evidence.replies_to(name) if reply.status in _TROUBLES}
+            told.append(f"{shown(name)} ({', '.join(sorted(outcomes)) or 'no request was left for it'})")
+        return ", ".join(told)
 
     def _doubts(self, name: str) -> list[str]:
         replies = self._replies(name)
@@ -184,11 +214,12 @@ class Examination:
                 aliases |= {key: groups[key] for key in [*used, *rest][:MAX_ALIASES]}
         return aliases
 
-    def _fails(self, why: str, stage: int = 2) -> Finding:
+    def _fails(self, why: str, stage: Stage = Stage.REFUSED) -> Finding:
         return Finding(source=self._source, sources=self._sources, why=why, stage=stage)
 
     def _needs(self, name: str) -> Finding:
-        return Finding(source=self._source, sources=self._sources, why="was not gone through", stage=2, needs=name)
+        why = "was not examined: a better place works"
+        return Finding(source=self._source, sources=self._sources, why=why, stage=Stage.UNTRIED, needs=name)
 
     def _make_rules(self, aliases: dict[str, str]) -> DecisionRules:
         merged = {**self._aliases, **aliases, **self._near}

@@ -61,6 +61,12 @@ def names_in_body(members: Members) -> dict[str, str]:
     return {source: value.strip() for source, value in found.items() if value and may_be_name(value.strip())}
 
 
+def unusable_name(members: Members) -> str:
+    """Return what stands at one of the usual places but can be no name; empty if there is nothing of that kind."""
+    found = (find_string(members, tuple(source[5:].split("."))) for source in BODY_DEFAULTS)
+    return next((value for value in found if value and not may_be_name(value.strip())), "")
+
+
 def may_be_name(value: str) -> bool:
     """Tell whether a text can be sent as a model: no number, version or URL, and nothing that patterns would heed."""
     return (

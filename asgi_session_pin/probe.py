@@ -3,11 +3,12 @@
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
 from . import __version__
-from ._upstream import read_upstream
+from ._upstream import base_path, read_upstream
 from .deployments import read_deployments, read_listed
-from .evidence import NONSENSE, Evidence, Reply
+from .evidence import NONSENSE, Evidence, Reply, shown
 from .findings import find_all, next_name
 from .probing import MAX_TOKENS, NoAnswer, Prober, Target
 from .report import Report
@@ -25,7 +26,8 @@ _ENDINGS = ("/chat/completions", "/v1/messages", "/responses")
 _is_path = re.compile(r"/[\w.~/%:@+=,-]*", re.ASCII).fullmatch
 _header = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\x21-\x7e\x80-\xff]([ \t\x21-\x7e\x80-\xff]*))").fullmatch
 _is_key = re.compile(r"[\x21-\x7e]+").fullmatch
-_CREDENTIALS = re.compile(r"auth|key|token|secret|cookie|password|credential", re.IGNORECASE).search
+_is_credential = re.compile(r"auth|key|token|secret|cookie|password|credential", re.IGNORECASE).search
+_tells_model = re.compile(r"model|deployment|engine|provider|rout").search  # answers may well repeat such a value
 # Sessions would be kept on a model by gateways that know of them; the others are the probe's own affair.
 _OWN_HEADERS = {"content-length", "content-type", "transfer-encoding", "accept-encoding", "connection", "expect"}
 _SESSION_HEADERS = {"x-session-pin", *(source.partition(":")[2] for names in PRESETS.values() for source in names)}
@@ -40,6 +42,9 @@ def read_target(upstream: str, path: str, key: str | None, headers: Iterable[str
     parts = read_upstream(upstream)
     if not _is_path(path) or not path.endswith(_ENDINGS):
         raise ValueError(f"path: expected a path that ends in {', '.join(_ENDINGS[:-1])} or {_ENDINGS[-1]}")
+    for start in accumulate(f"/{segment}" for segment in path[1:].split("/")):
+        if base_path(parts).endswith(start):
+            raise ValueError(f"upstream: leave out {start} at its end, --path has it")
     sent = {
         "accept": "application/json, text/event-stream",
         "content-type": "application/json",
@@ -54,10 +59,14 @@ def read_target(upstream: str, path: str, key: str | None, headers: Iterable[str
         if path.endswith("/v1/messages"):
             sent["x-api-key"] = key
     own = dict(map(_read_header, headers))
-    secrets = [key or "", *(value for name, value in own.items() if _CREDENTIALS(name))]
-    words = {word for secret in secrets for word in [secret, *re.split(r"[\s;=,]+", secret)]}
+    credentials = [key or "", *(value for name, value in own.items() if _is_credential(name))]
+    words = {word for text in credentials for word in [text, *re.split(r"[\s;=,]+", text)]}
     words -= {"", *(word for word in words if word.lower() in ("bearer", "basic"))}
-    return Target(upstream=parts, path=path, headers=sent | own, secrets=tuple(words), timeout=timeout)
+    secrets = frozenset(word for word in words if len(word) >= 8)
+    alone = (words - secrets) | {value for name, value in own.items() if not _tells_model(name)}
+    return Target(
+        upstream=parts, path=path, headers=sent | own, secrets=secrets, alone=frozenset(alone), timeout=timeout
+    )
 
 
 def _read_header(text: str) -> tuple[str, str]:
@@ -71,7 +80,7 @@ def _read_header(text: str) -> tuple[str, str]:
 
 
 def run_probe(target: Target, names: Sequence[str], *, as_json: bool) -> int:
-    """Ask the gateway, print what was found, and return the exit code: 1 if sessions can't be pinned there by name."""
+    """Ask the gateway, print what was found, and return the exit code: that of the report, 2 if there is none."""
     limit = len(names) * 2 * len(ROUNDS) + SENT_BACK + _OTHERS
     _tell(f"at most {limit} requests to {target.url}, each for an answer of at most {MAX_TOKENS} tokens")
     prober = Prober(target, limit)
@@ -81,9 +90,12 @@ def run_probe(target: Target, names: Sequence[str], *, as_json: bool) -> int:
     except Stopped as error:
         _tell(f"error: {error}")
         return 2
+    except KeyboardInterrupt:
+        _tell(f"stopped; requests sent: {prober.sent}")
+        return 130
     report = Report(evidence, target.url, prober.sent, limit)
     print(report.json() if as_json else report.text(), end="\n" if as_json else "", flush=True)
-    return 0 if report.finding is not None else 1
+    return report.code
 
 
 class _Run:
@@ -97,12 +109,14 @@ class _Run:
 
     def run(self) -> None:
         for name in self._evidence.names:
+            _tell(f"asking for {shown(name)}")
             for stream in (False, True):
                 for hard in ROUNDS:
                     self._ask(name, hard, stream)
         if not self._evidence.asked:
-            outcomes = ", ".join(dict.fromkeys(reply.outcome for reply in self._evidence.replies))
-            raise Stopped(f"no request was served: {outcomes}; are --upstream, --path and --model right?")
+            raise Stopped(f"no request was served: {self._outcomes()}{self._hint()}")
+        if all(reply.remark for reply in self._evidence.asked) and not any(self._evidence.named):
+            raise Stopped(f"no answer could be read: {self._outcomes()}; are --upstream and --path right?")
         self._look_at_lists()
         self._send_back()
 
@@ -115,10 +129,20 @@ class _Run:
             if first or self._silences == _MAX_SILENCES:
                 raise Stopped(f"{self._target.url}: {error}") from None
             reply = Reply(model=name, hard=hard, stream=stream, status=0, remark=str(error))
-        if first and (reply.status == 401 or 300 <= reply.status < 400):
-            raise Stopped(f"{self._target.url}: the first request got {reply.outcome}")
         self._evidence.replies.append(reply)
+        if first and (reply.status == 401 or 300 <= reply.status < 400):
+            raise Stopped(f"{self._target.url}: the first request got {reply.outcome}{self._hint()}")
         return reply
+
+    def _outcomes(self) -> str:
+        return ", ".join(dict.fromkeys(reply.outcome for reply in self._evidence.replies))
+
+    def _hint(self) -> str:
+        """Return what may mend it where nothing is served."""
+        statuses = {reply.status for reply in self._evidence.replies}
+        if statuses & {401, 403}:
+            return "; is the key right, and allowed to use this model? (--key, --key-env, --header)"
+        return "; are --upstream, --path and --model right?" if statuses & {400, 404, 405, 422} else ""
 
     def _look_at_lists(self) -> None:
         self._evidence.listed = read_listed(self._prober.get(_sibling(self._target.path)))
@@ -132,10 +156,12 @@ class _Run:
         left = SENT_BACK
         while (name := next_name(find_all(self._evidence))) is not None:
             if name == NONSENSE:
+                _tell(f"asking for {shown(name)}, which no gateway has")
                 self._ask(name, hard=False, stream=False)
             elif left < len(_EACH_SENT_BACK):
                 self._evidence.spent = True
             else:
+                _tell(f"sending back {shown(name)}")
                 for hard, stream in _EACH_SENT_BACK:
                     left -= 1
                     if not self._ask(name, hard, stream).served:

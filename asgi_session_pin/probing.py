@@ -35,13 +35,15 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
     - `path`: of the completion endpoint, below the base path of `upstream`.
     - `headers`: of each request, by lower-case name.
-    - `secrets`: texts that must not be shown, whatever the gateway does with them.
+    - `secrets`: texts that must not be shown, whatever the gateway does with them; `alone`: others that may only be
+      parts of what is shown, as short ones are of many words.
     """
 
     upstream: SplitResult
     path: str
     headers: dict[str, str]
-    secrets: tuple[str, ...]
+    secrets: frozenset[str]
+    alone: frozenset[str]
     timeout: float
 
     @property
@@ -50,8 +52,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.upstream.scheme}://{self.upstream.netloc}{base_path(self.upstream)}{self.path}"
 
     def is_secret(self, text: str) -> bool:
-        """Tell whether *text* holds a secret; a short one is only seen where it stands alone."""
-        return any(secret in text if len(secret) >= 8 else secret == text for secret in self.secrets)
+        """Tell whether *text* is not to be shown."""
+        return text in self.alone or any(secret in text for secret in self.secrets)
 
     def body(self, model: str, prompt: str, stream: bool) -> bytes:
         """Return the body of a tiny request. No two are the same, so that no cache answers."""
@@ -95,6 +97,7 @@ class Prober:
                 status=response.status,
                 headers=headers,
                 members=reader.members,
+                unusable=reader.unusable,
                 failed=reader.failed,
                 remark=reader.remark,
             )
@@ -173,5 +176,14 @@ def _cut(connection: socket.socket, late: threading.Event) -> None:
 
 
 def _reason(error: OSError | http.client.HTTPException) -> str:
-    strerror = error.strerror if isinstance(error, OSError) else None
-    return strerror or type(error).__name__
+    """Return in words what happened, without anything that the gateway sent."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        told = error.verify_message.rstrip(".")
+        return f"its certificate is not trusted ({told}); SSL_CERT_FILE can name a file of authorities to trust"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS failed ({str(error.reason).replace('_', ' ').lower()}); is it an http:// URL?"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, http.client.RemoteDisconnected):
+        return "the connection was closed without an answer"
+    return "the answer broke off" if isinstance(error, http.client.IncompleteRead) else "the answer is no HTTP"

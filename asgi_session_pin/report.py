@@ -9,7 +9,9 @@ import msgspec
 
 from ._patterns import Alias
 from ._yaml import dump_yaml
+from .deployments import MAX_ALIASES
 from .evidence import NONSENSE, Evidence, named_in, shown
+from .examination import Finding, Stage
 from .findings import choose, find_all, router_models, settings_of, why_not
 from .naming import rank, undated
 from .response import is_dated
@@ -42,11 +44,22 @@ class Report:
         self._settings = None if self.finding is None else settings_of(evidence, self.finding)
         self._aliases = [] if self.finding is None else list(self.finding.aliases.items())
         self._tried = list(dict.fromkeys(r.model for r in evidence.replies if r.model not in evidence.names))
+        self._why_not = why_not(self._findings)
+
+    @property
+    def can_be_pinned(self) -> bool | None:
+        """Whether sessions can be pinned there by name; None if that could not be found out."""
+        return True if self.finding is not None else None if self._why_not.stage == Stage.UNTRIED else False
+
+    @property
+    def code(self) -> int:
+        """The exit code of the command."""
+        return {True: 0, False: 1, None: 2}[self.can_be_pinned]
 
     def text(self) -> str:
         """Return the report for people."""
         lines = [line for name in [*self._evidence.names, *self._tried] for line in self._table(name)]
-        lines.append("Where the model could be read, best first:")
+        lines.append("Where the model could be read, usual places first:")
         for finding in self._findings:
             mark = "+" if finding.works else "-" if finding.needs is None else "?"
             lines += _wrap(f"{finding.source} {finding.why}", f"  {mark} ")
@@ -71,7 +84,7 @@ class Report:
                     for each in self._findings
                 ],
                 "verdict": {
-                    "can_be_pinned": chosen is not None,
+                    "can_be_pinned": self.can_be_pinned,
                     "source": None if chosen is None else chosen.source,
                     "why": self.verdict(),
                     "notes": self._notes(),
@@ -87,31 +100,58 @@ class Report:
     def verdict(self) -> str:
         """Return in a sentence whether this gateway can be pinned, and why."""
         if self.finding is None:
-            reason = why_not(self._findings)
-            return f"This gateway cannot be pinned by name: {reason.source} {reason.why}."
+            reason = f"{self._why_not.source} {self._why_not.why}"
+            if self._why_not.stage == Stage.UNTRIED:
+                return f"It could not be found out whether this gateway can be pinned by name: {reason}."
+            if self._why_not.stage == Stage.ECHO:
+                return f"This gateway cannot be pinned by name, as far as these requests show: {reason}."
+            if self._why_not.stage == Stage.NO_NAME:
+                reason = "its answers name no model, neither in a header nor in the body"
+            return f"This gateway cannot be pinned by name: {reason}."
         needed = "with these settings" if self._settings else "and no setting is needed"
         what = "names the chosen model, and the gateway takes that name back"
         return f"This gateway can be pinned by name, {needed}: {self.finding.source} {what}."
 
     def _notes(self) -> list[str]:
-        if self.finding is None:
-            own = "If its router is your own ASGI app, it can state its choice: get_session_pin(request).record(model)."
-            plain = "If none of the names that were asked for is a router's, ask for one that is."
-            groups = (
-                "LiteLLM's /model/info could not be read with this key; it says which names stand for which groups."
-            )
-            hidden = self._evidence.is_litellm and not self._evidence.deployments
-            return [own] + [plain] * (why_not(self._findings).stage == 1) + [groups] * hidden
-        notes = [f"{doubt[0].upper()}{doubt[1:]}." for doubt in self.finding.doubts]
-        if names := router_models(self._evidence, self.finding):
+        unserved = [name for name in self._evidence.names if name not in {r.model for r in self._evidence.asked}]
+        notes = [f"{shown(name)} was never served, so nothing is known of it." for name in unserved]
+        return notes + (self._notes_why_not() if self.finding is None else self._notes_on_settings(self.finding))
+
+    def _notes_why_not(self) -> list[str]:
+        if self._why_not.stage == Stage.UNTRIED:
+            return ["Try again when it is less busy, or with fewer names."]
+        router = "If none of the names that were asked for is a router's, ask for one that is."
+        groups = (
+            "LiteLLM's /model/info, which says what its answers' names are called in requests, could not be read; "
+            "may this key do that?"
+        )
+        own = (
+            "If the router is an ASGI app of your own, it can state what it chose: put the middleware inside and call "
+            "get_session_pin(request).record(model)."
+        )
+        hidden = self._evidence.is_litellm and not self._evidence.deployments
+        return [router] * (self._why_not.stage == Stage.ECHO) + [groups] * hidden + [own]
+
+    def _notes_on_settings(self, finding: Finding) -> list[str]:
+        notes = [f"{doubt[0].upper()}{doubt[1:]}." for doubt in finding.doubts]
+        if len(finding.models) == 1:
+            notes.append(f"Only {shown(finding.models[0])} was ever chosen; what else may be was not seen.")
+        if names := router_models(self._evidence, finding):
             told = ", ".join(map(shown, names))
             notes.append(f"router_models: a router decides for {told}; requests for other names pass untouched.")
         else:
-            notes.append("router_models stays empty: all names that were asked for are routed, so any may be.")
-        if self._evidence.deployments and self.finding.aliases:
+            notes.append(
+                "router_models stays empty, so any name may be a router's: only names that are routed were asked for. "
+                "Add the name of a model to --model to have them told apart."
+            )
+        if self._evidence.deployments and finding.aliases:
             notes.append(
                 "aliases: what LiteLLM's /model/info says of its groups; of these only the names above were tried."
             )
+        if len(finding.aliases) >= MAX_ALIASES:
+            notes.append(f"aliases: of many, {len(finding.aliases)} are here; add those that the router can choose.")
+        if self._settings:
+            notes.append("Use them by `asgi-session-pin serve --config FILE` or SessionPinMiddleware(config=FILE).")
         return notes
 
     def _table(self, name: str) -> list[str]:

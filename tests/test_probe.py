@@ -159,7 +159,7 @@ def test_litellm_gets_its_header_its_groups_and_its_auto_routers(probe: Probe, f
         "decisions": {"sources": ["header:x-litellm-model-name", *DEFAULTS], "aliases": {"acme/*": "*"}},
     }
     assert [each["model"] for each in outcome.report["candidates"]] == ["small", "large"]
-    assert "body:model repeats the name that was asked for" in outcome.text
+    assert "body:model only repeats the name that was asked for" in outcome.text
     assert "it, by alias" in outcome.text
     assert "score" not in outcome.text
     assert "/model/info" in outcome.notes
@@ -235,15 +235,16 @@ def test_a_gateway_that_routes_whatever_it_is_asked_for_cannot_be_pinned(probe: 
 def test_a_gateway_that_names_no_model_cannot_be_pinned(probe: Probe) -> None:
     outcome = probe(FakeGateway(lm_proxy), "auto")
     assert outcome.code == 1
-    assert "body:model" not in outcome.why
-    assert "names no model" in outcome.why
+    assert outcome.why == (
+        "This gateway cannot be pinned by name: its answers name no model, neither in a header nor in the body."
+    )
     assert outcome.report["requests_sent"] == 7
 
 
 def test_an_echo_says_nothing(probe: Probe) -> None:
     outcome = probe(FakeGateway(echo), "auto", SMALL)
     assert outcome.code == 1
-    assert "body:model repeats the name that was asked for" in outcome.why
+    assert "as far as these requests show: body:model only repeats the name that was asked for" in outcome.why
     assert "ask for one that is" in outcome.notes
     assert "an echo" in outcome.text
 
@@ -300,7 +301,8 @@ def test_no_more_names_are_sent_back_than_there_are_requests_for(probe: Probe) -
     outcome = probe(FakeGateway(manner), "auto1", "auto2", "auto3")
     assert outcome.code == 0
     assert outcome.report["requests_sent"] == 18 + 1 + 1 + 16
-    assert "Not tried, as no request was left or the gateway was busy: '3-acme/large', '3-acme/small'" in outcome.notes
+    left = "no request was left for it"
+    assert f"Not tried: '3-acme/large' ({left}), '3-acme/small' ({left})." in outcome.notes
 
 
 def test_a_gateway_that_does_not_stream_is_judged_by_its_plain_answers(probe: Probe, file: Path) -> None:

@@ -23,7 +23,7 @@ from asgi_session_pin.deployments import (
     shorten,
 )
 from asgi_session_pin.evidence import NONSENSE, BodyReader, Evidence, Reply, shown
-from asgi_session_pin.examination import Examination
+from asgi_session_pin.examination import Examination, Stage
 from asgi_session_pin.findings import choose, find_all, next_name, settings_of
 from asgi_session_pin.naming import DEFAULTS, may_be_name, names_in_body, names_in_headers, rank, undated
 from asgi_session_pin.report import Report
@@ -77,17 +77,24 @@ def test_a_router_that_also_names_itself_is_told() -> None:
 
 def test_without_a_request_left_nothing_is_claimed() -> None:
     [finding] = find_all(evidence(reply("auto", "a"), refused(NONSENSE), spent=True))
-    assert (finding.works, finding.why) == (False, "names what could not be tried")
+    assert (finding.stage, finding.why) == (
+        Stage.UNTRIED,
+        "names what could not be tried: 'a' (no request was left for it)",
+    )
 
 
 def test_a_busy_gateway_has_not_refused_a_name() -> None:
     case = evidence(reply("auto", "a"), reply("auto", "b"), refused(NONSENSE), refused("a", 429), reply("b", "b"))
     [finding] = find_all(case)
     assert finding.works
-    assert finding.doubts == ("not tried, as no request was left or the gateway was busy: 'a'",)
+    assert finding.doubts == ("not tried: 'a' (HTTP 429)",)
     case.replies.pop()
     case.replies.append(refused("b", 503))
-    assert find_all(case)[0].why == "names what could not be tried"
+    assert find_all(case)[0].why == "names what could not be tried: 'a' (HTTP 429), 'b' (HTTP 503)"
+    report = Report(case, "http://a", 5, 26)
+    assert (report.can_be_pinned, report.code) == (None, 2)
+    assert "It could not be found out whether this gateway can be pinned by name: body:model" in report.text()
+    assert "cannot be pinned" not in report.text()
 
 
 def test_thousands_of_deployments_cost_little() -> None:
@@ -333,4 +340,4 @@ def test_any_replies_make_a_report_whose_settings_load(
 
 
 def test_an_examination_needs_at_least_one_answer() -> None:
-    assert Examination(evidence(), DEFAULTS).run().why == "names no model"
+    assert Examination(evidence(), DEFAULTS).run().why == "name no model"

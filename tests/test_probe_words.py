@@ -1,0 +1,189 @@
+"""What `asgi-session-pin probe` tells an operator: no claim too much, no secret, and what to do next."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import trustme
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from asgi_session_pin.cli import main
+from asgi_session_pin.deployments import MAX_ALIASES
+from fake_gateways import (
+    DEPLOYMENTS,
+    LARGE,
+    REFUSED,
+    SMALL,
+    Answer,
+    Asked,
+    FakeGateway,
+    deployment,
+    litellm,
+    plain_router,
+)
+from servers import serve_app
+
+
+class Told:
+    """Runs the command, and has what it printed with each white space as one blank."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+        self.output = ""
+        self.error = ""
+
+    def __call__(self, gateway: FakeGateway, *arguments: str, scheme: str = "http", **options: object) -> int:
+        with serve_app(gateway, **options) as url:
+            upstream = url.replace("http", scheme)
+            code = main(["probe", "--upstream", upstream, *(arguments or ("--model", "auto"))])
+        captured = self._capsys.readouterr()
+        self.output, self.error = (" ".join(text.split()) for text in captured)
+        return code
+
+
+@pytest.fixture
+def told(capsys: pytest.CaptureFixture[str]) -> Told:
+    return Told(capsys)
+
+
+def naming(name: str) -> FakeGateway:
+    """A gateway whose router chooses *name*."""
+    return FakeGateway(lambda asked: Answer("", name if asked.model == "auto" else asked.model))
+
+
+def test_a_gateway_that_is_too_busy_is_not_said_to_be_unfit(told: Told) -> None:
+    def manner(asked: Asked) -> Answer:
+        return plain_router(asked) if len(gateway.bodies) <= 7 else Answer("", status=429)
+
+    gateway = FakeGateway(manner)
+    assert told(gateway) == 2
+    assert (
+        "It could not be found out whether this gateway can be pinned by name: body:model names what could not be "
+        "tried: 'acme/large' (HTTP 429 (model_not_found)), 'acme/small' (HTTP 429 (model_not_found)). "
+        "- Try again when it is less busy, or with fewer names."
+    ) in told.output
+    assert "cannot" not in told.output
+
+
+@pytest.mark.parametrize("name", ["Llama 3 8B", "mod\xe8le", "\x1b[31mred\n", "x" * 300])
+def test_a_name_that_cannot_be_sent_back_is_told_from_none(told: Told, name: str) -> None:
+    assert told(naming(name)) == 1
+    shown = ascii(name) if len(name) < 80 else ascii(name[:77] + "...")
+    why = f"the answers' usual places name what is no usable model name: {shown} (usable are at most 256"
+    assert f"cannot be pinned by name: {why}" in told.output
+    assert "name no model" not in told.output
+    assert told.output.isprintable()
+
+
+def test_all_names_refused_but_one_is_told(told: Told) -> None:
+    assert told(FakeGateway(plain_router), "--model", "auto", "gpt-9") == 0
+    assert "- 'gpt-9' was never served, so nothing is known of it." in told.output
+
+
+def test_only_one_choice_is_told(told: Told) -> None:
+    assert told(FakeGateway(lambda asked: Answer(SMALL, SMALL) if asked.model in ("auto", SMALL) else REFUSED)) == 0
+    assert "- Only 'acme/small' was ever chosen; what else may be was not seen." in told.output
+
+
+def test_it_is_told_how_to_go_on(told: Told) -> None:
+    assert told(FakeGateway(plain_router)) == 0
+    assert "Add the name of a model to --model" in told.output
+    assert "--config FILE" not in told.output
+    assert told(FakeGateway(plain_router), "--model", "auto", LARGE) == 0
+    assert "- Use them by `asgi-session-pin serve --config FILE` or" in told.output
+    assert "Add the name" not in told.output
+
+
+def test_a_place_that_need_not_be_examined_is_told_so(told: Told) -> None:
+    def manner(asked: Asked) -> Answer:
+        return plain_router(asked)._replace(headers={"x-route": "fast"})
+
+    assert told(FakeGateway(manner)) == 0
+    assert "? header:x-route was not examined: a better place works" in told.output
+
+
+def test_aliases_that_are_left_out_are_told(told: Told) -> None:
+    many = [deployment(f"group-{number}", f"vendor/{number}") for number in range(MAX_ALIASES)]
+    lists = {"/model/info": {"data": [*many, *DEPLOYMENTS["data"]]}}
+    assert told(FakeGateway(litellm, lists), "--model", "smart") == 0
+    assert f"- aliases: of many, {MAX_ALIASES} are here; add those that the router can choose." in told.output
+    assert f"{SMALL}: small" in told.output
+
+
+def test_each_step_is_told_as_it_begins(told: Told) -> None:
+    assert told(FakeGateway(plain_router)) == 0
+    steps = ["asking for 'auto'", "asking for 'asgi-session-pin-probe-nonexistent', which no gateway has"]
+    steps += [f"sending back '{SMALL}'", f"sending back '{LARGE}'"]
+    assert told.error.endswith(" ".join(f"asgi-session-pin probe: {step}" for step in steps))
+
+
+@pytest.mark.parametrize("base", ["/v1", "/v1/", "/api/v1", "/v1/chat/completions"])
+def test_a_path_that_would_be_there_twice_is_told_before_anything_is_sent(
+    base: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["probe", "--upstream", f"http://127.0.0.1:9{base}", "--model", "auto"])
+    assert ended.value.code == 2
+    assert "argument --upstream: leave out /v1 at its end, --path has it\n" in capsys.readouterr().err.replace(
+        "/v1/chat/completions", "/v1"
+    )
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_values_of_headers_do_not_show_whatever_the_headers_are_called(told: Told, as_json: list[str]) -> None:
+    def respond(request: Request) -> Response:
+        tenant = request.headers["x-tenant"]
+        model = gateway.bodies[-1]["model"]
+        if model != "auto":
+            return JSONResponse({"error": {"code": tenant}}, 404)
+        content = {"model": f"{tenant}/gpt", "model_for": tenant}
+        return JSONResponse(content, headers={"x-model-for": tenant, "x-model": request.headers["x-default-model"]})
+
+    class Echoing(FakeGateway):
+        async def _answer(self, request: Request) -> Response:
+            self.bodies.append(await request.json() if request.method == "POST" else {"model": ""})
+            return respond(request)
+
+    gateway = Echoing(plain_router)
+    headers = ["--header", "X-Tenant: hunter2", "--header", "X-Default-Model: gpt-4o"]
+    assert told(gateway, "--model", "auto", *headers, *as_json) == 1
+    assert "hunter2" not in (told.output + told.error).replace("hunter2/gpt", "")  # a part of a name is none of it
+    assert "header:x-model-for" not in told.output
+    assert "what holds the key or the value of a --header is left out" in told.output
+    assert "gpt-4o" in told.output  # this is about models
+
+
+def test_a_stop_by_the_keyboard_is_one_line_and_130(told: Told) -> None:
+    def manner(asked: Asked) -> Answer:
+        os.kill(os.getpid(), signal.SIGINT)
+        return Answer("", status=500)
+
+    assert told(FakeGateway(manner)) == 130
+    assert told.output == ""
+    assert told.error.endswith("asgi-session-pin probe: stopped; requests sent: 1")
+
+
+def test_a_certificate_that_is_not_trusted_is_told_and_can_be_trusted(
+    told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    for name, content in [("key", issued.private_key_pem), ("own", issued.cert_chain_pems[0])]:
+        content.write_to_path(tmp_path / name)
+    authority.cert_pem.write_to_path(tmp_path / "authority")
+    served_by = {"ssl_keyfile": tmp_path / "key", "ssl_certfile": tmp_path / "own"}
+    assert told(FakeGateway(plain_router), scheme="https", **served_by) == 2
+    assert ": its certificate is not trusted (unable to get local issuer certificate); SSL_CERT_FILE can" in told.error
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority"))
+    assert told(FakeGateway(plain_router), scheme="https", **served_by) == 0
+    assert told(FakeGateway(plain_router), scheme="http", **served_by) == 2
+    assert told.error.endswith(": the connection was closed without an answer")
+
+
+def test_a_url_whose_scheme_is_wrong_is_told(told: Told) -> None:
+    assert told(FakeGateway(plain_router), scheme="https") == 2
+    assert told.error.endswith("); is it an http:// URL?")
+    assert ": TLS failed (" in told.error
+    assert "_ssl.c" not in told.error
