@@ -1,6 +1,7 @@
 """The examples, served by uvicorn and driven by the real OpenAI SDK."""
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -15,8 +16,10 @@ from fastapi import FastAPI
 from openai import NotFoundError, OpenAI
 
 from asgi_session_pin import SessionPinMiddleware
+from asgi_session_pin.cli import main
 from asgi_session_pin.demo import STEPS
 from servers import free_port, serve_app, serve_script
+from test_serve import serving
 
 FASTAPI_PROXY = Path(__file__).parent.parent / "examples" / "fastapi_proxy.py"
 CLAUDE = "anthropic/claude-sonnet-4-20250514"
@@ -105,6 +108,39 @@ def test_an_answers_bytes_are_those_without_the_middleware(example: types.Module
             assert len(expected.content) > 200
             same = [header for header in answer.headers.raw if not header[0].startswith((b"x-session-", b"date"))]
             assert same == [header for header in expected.headers.raw if header[0] != b"date"]
+
+
+@pytest.mark.parametrize("names", [["auto"], ["auto", GPT]], ids=["router", "router and model"])
+def test_the_settings_that_the_probe_prints_pin_it_from_in_front(
+    example: types.ModuleType,
+    names: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    served: list[str] = []
+    provider_message = example.provider_message
+
+    def record(model: str, *rest: object) -> object:
+        served.append(model)
+        return provider_message(model, *rest)
+
+    monkeypatch.setattr(example, "provider_message", record)
+    found = tmp_path / "found.yaml"
+    with serve_app(FastAPI(routes=example.app.routes)) as upstream:
+        assert main(["probe", "--upstream", upstream, "--json", "--model", *names]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["settings"] == ({} if names == ["auto"] else {"routing": {"router_models": ["auto"]}})
+        found.write_text(report["yaml"])
+        with (
+            serving("--upstream", upstream, "--config", str(found)) as (url, _),
+            OpenAI(base_url=f"{url}/v1", api_key="k", max_retries=0) as client,
+        ):
+            for stream in (False, True):
+                for session_id, models in ((None, [CLAUDE, GPT, CLAUDE]), (f"session-{stream}", [CLAUDE] * 3)):
+                    served.clear()
+                    assert [ask(client, step, session_id, stream)[0] for step in STEPS[:3]] == models
+                    assert served == models
 
 
 def test_the_research_agent_keeps_its_model_with_a_session_and_changes_it_without(client: OpenAI) -> None:

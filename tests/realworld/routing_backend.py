@@ -72,7 +72,7 @@ async def chat_completions(request: Request) -> Response:
 
 def choose(prompt: str) -> str:
     """Return the model for a prompt, or the other one if that is out."""
-    model, other = (LARGE, SMALL) if "HARD" in prompt else (SMALL, LARGE)
+    model, other = (LARGE, SMALL) if "analyze" in prompt.lower() else (SMALL, LARGE)
     return other if model in conditions.get("out", []) else model
 
 

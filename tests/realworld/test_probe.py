@@ -33,11 +33,11 @@ def upstream(provider: httpx.Client, tmp_path_factory: pytest.TempPathFactory) -
         yield url
 
 
-def probe(upstream: str, *arguments: str) -> dict[str, Any]:
-    """Return what the command prints, which must be settings."""
+def probe(upstream: str, *arguments: str, code: int = 0) -> dict[str, Any]:
+    """Return what the command prints, which are settings if its exit code is 0."""
     command = [str(COMMAND), "probe", "--upstream", upstream, "--key", KEY, "--json", *arguments]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert ended.returncode == code, ended.stdout + ended.stderr
     assert KEY not in ended.stdout + ended.stderr
     report: dict[str, Any] = json.loads(ended.stdout)
     return report
