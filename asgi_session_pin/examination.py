@@ -14,7 +14,7 @@ from .pins import NamedModel
 from .response import DecisionRules, is_dated
 
 # A gateway that is silent or busy tells nothing about a name.
-_TROUBLES = (0, 429, 503, 504)
+TROUBLES = frozenset({0, 429, 503, 504})
 
 
 class Stage(enum.IntEnum):
@@ -109,7 +109,7 @@ class Examination:
             replies = self._evidence.replies_to(target)
             if not replies and not self._evidence.spent:
                 return self._needs(target)
-            if not replies or any(reply.status in _TROUBLES for reply in replies):
+            if not replies or any(reply.status in TROUBLES for reply in replies):
                 self._untried.add(target)
                 return None
             failure = self._failure(target, self._make_rules(alias))
@@ -133,7 +133,7 @@ class Examination:
     def _failure(self, name: str, rules: DecisionRules) -> str | None:
         """Return in words why *name* is none to send back; None if it is one."""
         modes = {reply.stream for reply in self._evidence.asked}
-        refuses = any(400 <= reply.status not in _TROUBLES for reply in self._evidence.replies_to(NONSENSE))
+        refuses = any(400 <= reply.status not in TROUBLES for reply in self._evidence.replies_to(NONSENSE))
         for reply in self._evidence.replies_to(name):
             if reply.stream not in modes:
                 continue
@@ -180,7 +180,7 @@ class Examination:
     def _tell_untried(self) -> str:
         told = []
         for name in sorted(self._untried):
-            outcomes = {reply.outcome for reply in self._evidence.replies_to(name) if reply.status in _TROUBLES}
+            outcomes = {reply.outcome for reply in self._evidence.replies_to(name) if reply.status in TROUBLES}
             told.append(f"{shown(name)} ({', '.join(sorted(outcomes)) or 'no request was left for it'})")
         return ", ".join(told)
 

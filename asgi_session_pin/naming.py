@@ -11,7 +11,8 @@ MAX_SOURCES = 20
 
 DEFAULTS = Decisions().sources
 BODY_DEFAULTS = tuple(source for source in DEFAULTS if source.startswith("body:"))
-# The first of these that LiteLLM sends tells most; ids of deployments change with its configuration.
+# The first of these that LiteLLM sends tells most; ids of deployments change with its configuration. Others of its
+# headers tell of its router: tiers and causes, no models.
 _LITELLM = ("header:x-litellm-model-name", "header:x-litellm-model-id", "header:x-litellm-model-group")
 
 _is_header = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]{1,64}").fullmatch
@@ -43,7 +44,8 @@ def names_in_headers(headers: dict[bytes, bytes], known: frozenset[str]) -> dict
         name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1").strip()
         if raw_name not in RESPONSE_HEADERS and _is_header(name) and may_be_name(value):
             source = f"header:{name}"
-            if value in known or source in DEFAULTS or _tells(name):
+            tells = source in _LITELLM if name.startswith("x-litellm-") else _tells(name)
+            if value in known or source in DEFAULTS or tells:
                 named[source] = value
     return named
 

@@ -1,6 +1,7 @@
 """`asgi-session-pin probe`: asks a live gateway how it names models, and says which settings it needs."""
 
 import re
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
@@ -9,9 +10,10 @@ from . import __version__
 from ._upstream import base_path, read_upstream
 from .deployments import read_deployments, read_listed
 from .evidence import NONSENSE, Evidence, Reply, shown
+from .examination import TROUBLES
 from .findings import find_all, next_name
 from .probing import MAX_TOKENS, NoAnswer, Prober, Target
-from .report import Report
+from .report import NARROW, WIDTH, Report
 from .session import PRESETS
 
 # Each name of the operator's is asked for in this order, plain and streamed: a router that decides by the prompt goes
@@ -94,7 +96,8 @@ def run_probe(target: Target, names: Sequence[str], *, as_json: bool) -> int:
         _tell(f"stopped; requests sent: {prober.sent}")
         return 130
     report = Report(evidence, target.url, prober.sent, limit)
-    print(report.json() if as_json else report.text(), end="\n" if as_json else "", flush=True)
+    width = min(WIDTH, max(NARROW, shutil.get_terminal_size((WIDTH, 0)).columns))
+    print(report.json() if as_json else report.text(width), end="\n" if as_json else "", flush=True)
     return report.code
 
 
@@ -130,7 +133,9 @@ class _Run:
                 raise Stopped(f"{self._target.url}: {error}") from None
             reply = Reply(model=name, hard=hard, stream=stream, status=0, remark=str(error))
         self._evidence.replies.append(reply)
-        if first and (reply.status == 401 or 300 <= reply.status < 400):
+        if first and 300 <= reply.status < 400:
+            raise Stopped(f"{self._target.url}: the first request got {reply.outcome}")
+        if first and reply.status == 401:
             raise Stopped(f"{self._target.url}: the first request got {reply.outcome}{self._hint()}")
         return reply
 
@@ -140,11 +145,14 @@ class _Run:
     def _hint(self) -> str:
         """Return what may mend it where nothing is served."""
         statuses = {reply.status for reply in self._evidence.replies}
+        if statuses <= TROUBLES:
+            return ""
         if statuses & {401, 403}:
             return "; is the key right, and allowed to use this model? (--key, --key-env, --header)"
-        return "; are --upstream, --path and --model right?" if statuses & {400, 404, 405, 422} else ""
+        return "; are --upstream, --path, --model and the key right?"  # LiteLLM gives 400 and 500 for a wrong key
 
     def _look_at_lists(self) -> None:
+        _tell("reading the lists of models")
         self._evidence.listed = read_listed(self._prober.get(_sibling(self._target.path)))
         if self._evidence.is_litellm:
             for path in ("/model/info", "/v1/model/info"):

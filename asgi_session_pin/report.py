@@ -2,7 +2,6 @@
 
 import json
 import textwrap
-from collections import Counter
 from typing import Any
 
 import msgspec
@@ -16,9 +15,9 @@ from .findings import choose, find_all, router_models, settings_of, why_not
 from .naming import rank, undated
 from .response import is_dated
 
-WIDTH = 100
+WIDTH, NARROW = 100, 80  # of the text
 _HEADINGS = ("source", "names", "plain", "streamed", "which is")
-_WIDEST = (36, 36)  # of the first two columns
+_WIDEST = 36  # of the first two columns, which are narrower where they have to be
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -56,14 +55,15 @@ class Report:
         """The exit code of the command."""
         return {True: 0, False: 1, None: 2}[self.can_be_pinned]
 
-    def text(self) -> str:
-        """Return the report for people."""
-        lines = [line for name in [*self._evidence.names, *self._tried] for line in self._table(name)]
+    def text(self, width: int = WIDTH) -> str:
+        """Return the report for people, in lines of *width* characters, from NARROW to WIDTH."""
+        lines = [line for name in [*self._evidence.names, *self._tried] for line in self._table(name, width)]
         lines.append("Where the model could be read, usual places first:")
         for finding in self._findings:
             mark = "+" if finding.works else "-" if finding.needs is None else "?"
-            lines += _wrap(f"{finding.source} {finding.why}", f"  {mark} ")
-        lines += ["", *_wrap(self.verdict()), *(line for note in self._notes() for line in _wrap(note, "  - "))]
+            lines += _wrap(f"{finding.source} {finding.why}", width, f"  {mark} ")
+        lines += ["", *_wrap(self.verdict(), width)]
+        lines += [line for note in self._notes() for line in _wrap(note, width, "  - ")]
         if self._settings:
             lines += ["", dump_yaml(self._settings).rstrip()]
         lines += ["", f"{self._sent} requests were sent, of at most {self._limit}."]
@@ -154,26 +154,26 @@ class Report:
             notes.append("Use them by `asgi-session-pin serve --config FILE` or SessionPinMiddleware(config=FILE).")
         return notes
 
-    def _table(self, name: str) -> list[str]:
+    def _table(self, name: str, width: int) -> list[str]:
         role = "a name that does not exist" if name == NONSENSE else "sent back" if name in self._tried else "asked for"
-        lines = _wrap(f"{shown(name)}, {role}: {'; '.join(self._outcomes(name))}")
+        lines = _wrap(f"{shown(name)}, {role}: {'; '.join(self._outcomes(name))}", width)
         rows = self._rows(name)
         if rows:
             cells = [_HEADINGS, *((r.source, r.value, str(r.plain), str(r.streamed), r.kind) for r in rows)]
-            widths = [min(most, max(len(row[i]) for row in cells)) for i, most in enumerate(_WIDEST)]
+            first, second, *rest = (max(len(row[column]) for row in cells) for column in range(len(_HEADINGS)))
+            first = min(first, _WIDEST, width // 2 - 10)
+            second = min(second, _WIDEST, width - first - sum(rest) - 2 * len(_HEADINGS))
             for source, value, plain, streamed, kind in cells:
-                first, second = (_fit(text, width) for text, width in zip((source, value), widths, strict=True))
-                lines.append(f"  {first}  {second}  {plain:>5}  {streamed:>8}  {kind}".rstrip())
+                line = f"  {_fit(source, first)}  {_fit(value, second)}  {plain:>5}  {streamed:>8}  {kind}"
+                lines.append(line.rstrip())
         return [*lines, ""]
 
     def _outcomes(self, name: str) -> list[str]:
         replies = self._evidence.replies_to(name)
         served = sum(reply.served for reply in replies)
-        failed = Counter(f"{_kind(reply.stream)}: {reply.outcome}" for reply in replies if not reply.served)
-        remarks = Counter(
-            f"{_kind(reply.stream)}: {reply.remark}" for reply in replies if reply.served and reply.remark
-        )
-        return [f"{served} of {len(replies)} served", *failed, *remarks]
+        failed = [f"{_kind(reply.stream)}: {reply.outcome}" for reply in replies if not reply.served]
+        remarks = [f"{_kind(reply.stream)}: {reply.remark}" for reply in replies if reply.served and reply.remark]
+        return [f"{served} of {len(replies)} served", *dict.fromkeys(failed + remarks)]
 
     def _rows(self, name: str) -> list[Row]:
         counts: dict[tuple[str, str], list[int]] = {}
@@ -219,6 +219,6 @@ def _fit(text: str, width: int) -> str:
     return text.ljust(width) if len(text) <= width else f"{text[: width - 3]}..."
 
 
-def _wrap(text: str, indent: str = "") -> list[str]:
+def _wrap(text: str, width: int, indent: str = "") -> list[str]:
     following = " " * len(indent)
-    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=following, break_on_hyphens=False)
+    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=following, break_on_hyphens=False)

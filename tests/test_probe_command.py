@@ -204,7 +204,7 @@ def test_names_that_are_never_served_are_told(capsys: pytest.CaptureFixture[str]
     with serve_app(gateway) as url:
         assert run(url) == 2
     assert len(gateway.requests) == 6
-    told = "no request was served: HTTP 404 (model_not_found); are --upstream, --path and --model right?\n"
+    told = "no request was served: HTTP 404 (model_not_found); are --upstream, --path, --model and the key right?\n"
     assert capsys.readouterr().err.endswith(told)
 
 

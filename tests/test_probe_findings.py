@@ -214,6 +214,7 @@ def test_headers_and_members_that_tell_are_found() -> None:
         b"x-session-model": b"gpt-4o",
         b"x-route\xff": b"gpt-4o",
         b"x-azure-deployment": b"none",
+        b"x-litellm-complexity-router-tier": b"SIMPLE",
     }
     found = names_in_headers(headers, frozenset({"listed"}))
     assert found == {"header:x-model": "gpt-4o", "header:x-chosen": "listed"}
@@ -333,7 +334,8 @@ def test_any_replies_make_a_report_whose_settings_load(
     case = evidence(*replies, names=("auto", "sum"), deployments=tuple(deployments), spent=spent)
     report = Report(case, "http://127.0.0.1", len(replies), 32)
     told = json.loads(report.json())
-    assert all(len(line) <= 100 for line in report.text().splitlines())
+    for width in (80, 100):
+        assert all(len(line) <= width for line in report.text(width).splitlines())
     Config.load(load_yaml(told["yaml"].encode()) or {})
     if report.finding is not None:
         assert report.finding.routed

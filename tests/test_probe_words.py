@@ -112,9 +112,26 @@ def test_aliases_that_are_left_out_are_told(told: Told) -> None:
     assert f"{SMALL}: small" in told.output
 
 
+@pytest.mark.parametrize(("columns", "widest"), [("40", 80), ("80", 80), ("90", 90), ("300", 100)])
+def test_the_text_fits_the_terminal(
+    columns: str, widest: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def manner(asked: Asked) -> Answer:
+        headers = {"x-some-vendors-own-header-with-a-model": "a-vendors-name/" + "of-a-model" * 3}
+        return plain_router(asked)._replace(headers=headers)
+
+    monkeypatch.setenv("COLUMNS", columns)
+    with serve_app(FakeGateway(manner)) as url:
+        assert main(["probe", "--upstream", url, "--model", "auto"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert widest - 12 <= max(map(len, lines)) <= widest
+    assert "  body:model" in {line[:12] for line in lines}
+
+
 def test_each_step_is_told_as_it_begins(told: Told) -> None:
     assert told(FakeGateway(plain_router)) == 0
-    steps = ["asking for 'auto'", "asking for 'asgi-session-pin-probe-nonexistent', which no gateway has"]
+    steps = ["asking for 'auto'", "reading the lists of models"]
+    steps += ["asking for 'asgi-session-pin-probe-nonexistent', which no gateway has"]
     steps += [f"sending back '{SMALL}'", f"sending back '{LARGE}'"]
     assert told.error.endswith(" ".join(f"asgi-session-pin probe: {step}" for step in steps))
 
