@@ -55,6 +55,11 @@ class Report:
         """The exit code of the command."""
         return {True: 0, False: 1, None: 2}[self.can_be_pinned]
 
+    @property
+    def _lacks_groups(self) -> bool:
+        """Whether this is a LiteLLM of which nobody said what its answers' names are called in requests."""
+        return self._evidence.is_litellm and not self._evidence.deployments
+
     def text(self, width: int = WIDTH) -> str:
         """Return the report for people, in lines of *width* characters, from NARROW to WIDTH."""
         lines = [line for name in [*self._evidence.names, *self._tried] for line in self._table(name, width)]
@@ -103,7 +108,7 @@ class Report:
             reason = f"{self._why_not.source} {self._why_not.why}"
             if self._why_not.stage == Stage.UNTRIED:
                 return f"It could not be found out whether this gateway can be pinned by name: {reason}."
-            if self._why_not.stage == Stage.ECHO:
+            if self._why_not.stage == Stage.ECHO or self._lacks_groups:
                 return f"This gateway cannot be pinned by name, as far as these requests show: {reason}."
             if self._why_not.stage == Stage.NO_NAME:
                 reason = "its answers name no model, neither in a header nor in the body"
@@ -122,15 +127,14 @@ class Report:
             return ["Try again when it is less busy, or with fewer names."]
         router = "If none of the names that were asked for is a router's, ask for one that is."
         groups = (
-            "LiteLLM's /model/info, which says what its answers' names are called in requests, could not be read; "
-            "may this key do that?"
+            "LiteLLM's /model/info, which says what its answers' names are called in requests, could not be read. "
+            "Use a key that may read it, or give the names of the models to --model too."
         )
         own = (
             "If the router is an ASGI app of your own, it can state what it chose: put the middleware inside and call "
             "get_session_pin(request).record(model)."
         )
-        hidden = self._evidence.is_litellm and not self._evidence.deployments
-        return [router] * (self._why_not.stage == Stage.ECHO) + [groups] * hidden + [own]
+        return [router] * (self._why_not.stage == Stage.ECHO) + [groups] * self._lacks_groups + [own]
 
     def _notes_on_settings(self, finding: Finding) -> list[str]:
         notes = [f"{doubt[0].upper()}{doubt[1:]}." for doubt in finding.doubts]

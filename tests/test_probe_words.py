@@ -104,6 +104,14 @@ def test_a_place_that_need_not_be_examined_is_told_so(told: Told) -> None:
     assert "? header:x-route was not examined: a better place works" in told.output
 
 
+def test_a_litellm_that_hides_its_groups_is_probed_with_their_names(told: Told) -> None:
+    assert told(FakeGateway(litellm), "--model", "smart") == 1
+    assert "cannot be pinned by name, as far as these requests show: header:x-litellm-model-name" in told.output
+    assert "Use a key that may read it, or give the names of the models to --model too." in told.output
+    assert told(FakeGateway(litellm), "--model", "smart", "small", "large") == 0
+    assert f"aliases: {SMALL}: small {LARGE}: large" in told.output
+
+
 def test_aliases_that_are_left_out_are_told(told: Told) -> None:
     many = [deployment(f"group-{number}", f"vendor/{number}") for number in range(MAX_ALIASES)]
     lists = {"/model/info": {"data": [*many, *DEPLOYMENTS["data"]]}}
