@@ -21,7 +21,7 @@ from .session import PRESETS
 ROUNDS = (False, True, False)
 SENT_BACK = 16  # requests for names that answers gave
 _EACH_SENT_BACK = ((False, False), (True, False), (False, True), (True, True))
-_OTHERS = 4  # the lists of models and of deployments, at two places, and a name that does not exist
+_OTHERS = 5  # the lists of models and of deployments, at two places, a name that does not exist, one more try
 _MAX_SILENCES = 3
 
 _ENDINGS = ("/chat/completions", "/v1/messages", "/responses")

@@ -55,14 +55,22 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
         """Tell whether *text* is not to be shown."""
         return text in self.alone or any(secret in text for secret in self.secrets)
 
-    def body(self, model: str, prompt: str, stream: bool) -> bytes:
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """The members that bound an answer's tokens: the usual one, then what may be wanted in its place."""
+        if self.path.endswith("/responses"):
+            return ("max_output_tokens",)
+        # OpenAI's reasoning models want the second.
+        return ("max_tokens", "max_completion_tokens") if self.path.endswith("/chat/completions") else ("max_tokens",)
+
+    def body(self, model: str, prompt: str, stream: bool, limit: str) -> bytes:
         """Return the body of a tiny request. No two are the same, so that no cache answers."""
         prompt = f"{prompt} ({secrets.token_hex(6)})"
-        body: dict[str, Any] = {"model": model, "stream": stream}
+        body: dict[str, Any] = {"model": model, "stream": stream, limit: MAX_TOKENS}
         if self.path.endswith("/responses"):
-            body |= {"input": prompt, "max_output_tokens": MAX_TOKENS}
+            body["input"] = prompt
         else:
-            body |= {"messages": [{"role": "user", "content": prompt}], "max_tokens": MAX_TOKENS}
+            body["messages"] = [{"role": "user", "content": prompt}]
         return json.dumps(body).encode()
 
 
@@ -77,11 +85,19 @@ class Prober:
         self.sent = 0
         self.limit = limit
         self._target = target
+        self._limits = list(target.limits)
         self._late = f"no whole answer within {target.timeout:g} s"
 
     def ask(self, model: str, *, hard: bool, stream: bool) -> Reply:
         """Ask for *model* and return what the reply tells."""
-        body = self._target.body(model, HARD if hard else EASY, stream)
+        reply = self._ask(model, hard, stream)
+        if reply.remark == "unsupported_parameter" and len(self._limits) > 1:
+            del self._limits[0]
+            reply = self._ask(model, hard, stream)
+        return reply
+
+    def _ask(self, model: str, hard: bool, stream: bool) -> Reply:
+        body = self._target.body(model, HARD if hard else EASY, stream, self._limits[0])
         with self._request("POST", self._target.path, body) as response:
             headers = self._headers(response)
             reader = self._open_reader(headers)

@@ -176,6 +176,23 @@ def test_it_needs_no_extra() -> None:
     )
 
 
+def test_a_model_that_wants_another_limit_of_tokens_gets_it() -> None:
+    def respond(request: Request) -> Response:
+        body = gateway.bodies[-1]
+        if "max_tokens" in body:
+            return JSONResponse({"error": {"code": "unsupported_parameter", "param": "max_tokens"}}, 400)
+        if body["model"] not in ("auto", "gpt"):
+            return JSONResponse({"error": {"code": "unsupported_parameter"}}, 400)
+        return JSONResponse({"model": "gpt"})
+
+    gateway = serving(respond)
+    with serve_app(gateway) as url:
+        assert run(url) == 0
+    asked = [body for body in gateway.bodies if body]
+    assert [body.get("max_tokens") for body in asked] == [16] + [None] * 11
+    assert [body.get("max_completion_tokens") for body in asked] == [None] + [16] * 11
+
+
 def refusing(status: int) -> FakeGateway:
     return FakeGateway(lambda asked: Answer("", status=status))
 
