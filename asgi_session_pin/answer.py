@@ -70,11 +70,8 @@ class Answer(Opaque):
 
     async def leave(self) -> None:
         """Leave nothing behind."""
-        exchange = self.exchange
         self.close()
-        exchange.pass_turn()
-        if exchange.token is not None:
-            await exchange.pinning.table.release(exchange.key, exchange.token)
+        self.exchange.pass_turn()
 
     def close(self) -> None:
         """Watch the time no longer."""

@@ -54,7 +54,7 @@ class Exchange(Opaque):
     pin: Pin | None = None
     model: str | None = None  # the pinned one
     used: float = 0.0  # when the pin was, on the timer
-    token: bytes | None = None  # of the claim, to be given back at the end
+    store_until: float | None = None  # when the time is over that the store has before the app is called
     store_seconds: float = 0.0
     waited_seconds: float = 0.0
     drift: bool = False
@@ -85,14 +85,14 @@ class Exchange(Opaque):
                 self.pass_turn()
             else:
                 pinning.turns.unnamed(self.key)
-                self.drop_turn()
+                self.turn = None
             return
         self.pin = pin = await (self._record(pin) if pinning.find is None else pinning.table.record(self.key, pin))
         self.model = pin.model
         self.used = pinning.timer()
         pinning.health.begin(self.key, pin.answered if pin.model != self.asked else None)
         pinning.turns.decided(self.key, pin)
-        self.drop_turn()
+        self.turn = None
 
     def _decide(self, reader: ResponseReader) -> Pin | None:
         """Return a pin on the model that was stated or that the response names."""
@@ -148,10 +148,12 @@ class Exchange(Opaque):
         """Return the pin in force; if the store does not say, the one that this process knows."""
         table = self.pinning.table
         try:
-            return await self.timed(table.look_up(self.key, self.seconds_for_store()))
+            return await self.timed(table.look_up(self.key, self.until()))
         except Exception:
             self.store_failed()
-            return await table.recall(self.key)
+            if self.resets:
+                table.void(self.key)
+            return table.recall(self.key)
 
     async def _record(self, pin: Pin) -> Pin:
         table = self.pinning.table
@@ -159,18 +161,22 @@ class Exchange(Opaque):
             return await self.timed(table.record(self.key, pin))
         except Exception:
             self.store_failed()
-            return await table.recall(self.key) or pin
+            return table.recall(self.key) or pin
 
-    async def give_up(self, pin: Pin, seconds: float | None = None) -> None:
+    async def give_up(self, pin: Pin, until: float | None = None) -> None:
         """Give up a pin, if it still is in force."""
         try:
-            await self.timed(self.pinning.table.give_up(self.key, pin, seconds))
+            await self.timed(self.pinning.table.give_up(self.key, pin, until))
         except Exception:
             self.store_failed()
 
-    def seconds_for_store(self) -> float | None:
-        """Return what is left of the time that the store has before the app is called; None: it waits, and has more."""
-        return None if self.waited_seconds else self.pinning.config.store.timeout_seconds - self.store_seconds
+    def until(self) -> float | None:
+        """Return when the time is over that the store has before the app; None: the request waits, each call has it."""
+        if self.waited_seconds:
+            return None
+        if self.store_until is None:
+            self.store_until = self.pinning.timer() + self.pinning.config.store.timeout_seconds
+        return self.store_until
 
     def seconds(self) -> float:
         """Return how long ago the pin was used."""
@@ -195,18 +201,12 @@ class Exchange(Opaque):
         """Let the next request decide."""
         if self.turn is not None:
             self.pinning.turns.pass_on(self.key, self.turn)
-            self.drop_turn()
-
-    def drop_turn(self) -> None:
-        """Decide no longer; the claim is given back at the end, when the client has its answer."""
-        if self.turn is not None and self.turn.token is not None:
-            self.token = self.turn.token
-        self.turn = None
+            self.turn = None
 
     def store_failed(self) -> None:
         """Go on without the store."""
         self.reason = b"store-unavailable"
-        self.pinning.warn.failed("the pin store failed; requests go on without a pin")
+        self.pinning.warn.failed("the pin store failed; requests go on with the pins that this process knows")
 
     async def timed(self, asking: Awaitable[AnswerT]) -> AnswerT:
         """Count the time that the store takes."""

@@ -57,7 +57,7 @@ async def handle(exchange: Exchange) -> None:
     pin = await exchange.look_up() if pinning.find is None else pinning.find(exchange.key)
     exchange.used = pinning.timer()
     if pin is not None and (exchange.resets or pinning.health.refused) and _is_over(exchange, pin):
-        await exchange.give_up(pin, exchange.seconds_for_store())
+        await exchange.give_up(pin, exchange.until())
         pin = None
     if pin is not None:
         exchange.status = b"hit"
@@ -65,9 +65,9 @@ async def handle(exchange: Exchange) -> None:
         exchange.turn = pinning.turns.take(exchange.key)
         if exchange.turn is None and not exchange.resets:
             pin = await _wait(exchange, len(content))
-        elif exchange.turn is not None and pinning.turns.decisions != decisions:
+        elif exchange.turn is not None and pinning.turns.decisions != decisions and not pinning.table.can_claim:
             pin = await _look_again(exchange)
-        if exchange.turn is not None and pinning.table.can_claim and exchange.turn.token is None:
+        if exchange.turn is not None and pinning.table.can_claim and not pinning.table.has_claim(exchange.key):
             pin = await claim(exchange, len(content))
     if exchange.decides:
         return await (_decide(exchange, body) if pin is None else _reply(exchange, pin))
@@ -81,7 +81,7 @@ async def handle(exchange: Exchange) -> None:
         if not await answer.makes_up_for(error):
             raise
     finally:
-        if answer.watched or exchange.turn is not None or exchange.token is not None or not answer.settled:
+        if answer.watched or exchange.turn is not None or not answer.settled:
             await answer.leave()
     return None
 

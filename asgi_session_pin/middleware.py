@@ -27,6 +27,8 @@ from .stores import MemoryStore, PinStore, make_resilient, open_store
 from .ticker import Ticker
 from .turns import Turns
 
+LONGEST_LEASE_SECONDS = 30  # a process that dies while it decides holds the others up for no longer
+
 
 class SessionPinMiddleware:
     """Keeps each session of an LLM proxy on the model that its first request was routed to.
@@ -75,9 +77,10 @@ class SessionPinMiddleware:
         watches = bool(listeners) or routing.session_max_age_seconds is not None
         table = PinTable(
             opened,
-            make_resilient(opened, settings),
+            make_resilient(opened, settings, monotonic),
             ttl_seconds=routing.session_ttl_seconds,
             max_age_seconds=routing.session_max_age_seconds,
+            lease_seconds=min(routing.decision_wait_seconds, LONGEST_LEASE_SECONDS),
         )
         self._pinning = Pinning(
             app=app,
@@ -87,7 +90,11 @@ class SessionPinMiddleware:
             is_routed=_routed_models(routing.router_models),
             table=table,
             find=opened.find if type(opened) is MemoryStore and not watches else None,
-            turns=Turns(wait_seconds=routing.decision_wait_seconds, max_bytes=settings.limits.max_waiting_bytes),
+            turns=Turns(
+                wait_seconds=routing.decision_wait_seconds,
+                max_bytes=settings.limits.max_waiting_bytes,
+                on_end=table.release,
+            ),
             health=Health(settings, monotonic, look_every=1 if listeners else LOOK_EVERY),
             ticker=Ticker(),
             timer=monotonic,

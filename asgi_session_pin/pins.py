@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
+import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,6 +14,9 @@ from ._log import logger
 
 if TYPE_CHECKING:
     from .stores import PinStore, ResilientStore
+
+is_model_name = re.compile(r"[\x21-\x7e]{1,256}").fullmatch
+"""Matches what can be sent as a model and shown in a header: visible ASCII of a usual length."""
 
 
 class NamedModel(NamedTuple):
@@ -73,6 +76,7 @@ class PinTable:
         *,
         ttl_seconds: float = 600,
         max_age_seconds: float | None = None,
+        lease_seconds: float = 5,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._store = store if shared is None else shared
@@ -83,49 +87,70 @@ class PinTable:
         """The wall clock, in seconds."""
         self.record: Callable[[bytes, Pin], Awaitable[Pin]] = self._store.add
         """Keep a decision and return the pin in force, which is another one if somebody decided before."""
+        self._lease = lease_seconds
         self.can_claim = shared is not None and shared.can_claim
         """Whether other processes can be kept from deciding for the same session."""
 
-    async def look_up(self, key: bytes, seconds: float | None = None) -> Pin | None:
+    async def look_up(self, key: bytes, until: float | None = None) -> Pin | None:
         """Return the pin in force for a key; one that is over its maximum age is given up.
 
-        A shared store has so many *seconds*, None: as the settings say.
+        A shared store has time *until* then; None: as the settings say.
         """
-        pin = await (self._store.get(key) if self._shared is None else self._shared.get(key, seconds))
-        if pin is not None and self.now() - pin.created > self._max_age:
-            await self.give_up(key, pin, seconds)
+        pin = await (self._store.get(key) if self._shared is None else self._shared.get(key, until))
+        if pin is not None and self._is_over(pin):
+            await self.give_up(key, pin, until)
             return None
         return pin
 
-    async def recall(self, key: bytes) -> Pin | None:
+    def recall(self, key: bytes) -> Pin | None:
         """Return the pin that this process knows, for when a shared store does not answer."""
-        pin = None if self._shared is None else await self._shared.recall(key)
-        return None if pin is None or self.now() - pin.created > self._max_age else pin
+        assert self._shared is not None
+        pin = self._shared.recall(key)
+        if pin is not None and self._is_over(pin):
+            self._shared.void(key)
+            return None
+        return pin
+
+    def void(self, key: bytes) -> None:
+        """Give up the pin of *key*, whichever it is, while a shared store does not answer."""
+        assert self._shared is not None
+        self._shared.void(key)
+
+    def _is_over(self, pin: Pin) -> bool:
+        return self.now() - pin.created > self._max_age
 
     async def renew(self, key: bytes, pin: Pin, seconds: float) -> None:
         """Start the time of a sliding pin again after an answer of so many *seconds*, in which it may have lapsed."""
         if await self._store.get(key) is None and seconds >= self._ttl:
             await self._store.add(key, pin)
 
-    def give_up(self, key: bytes, pin: Pin, seconds: float | None = None) -> Awaitable[bool]:
-        """Give *pin* up, if it still is the one in force; tell whether it was. *seconds* as for `look_up`."""
-        return self._store.discard(key, pin) if self._shared is None else self._shared.discard(key, pin, seconds)
+    def give_up(self, key: bytes, pin: Pin, until: float | None = None) -> Awaitable[bool]:
+        """Give *pin* up, if it still is the one in force; tell whether it was. *until* as for `look_up`."""
+        return self._store.discard(key, pin) if self._shared is None else self._shared.discard(key, pin, until)
 
-    async def claim(self, key: bytes, lease_seconds: float, seconds: float | None = None) -> bytes | None:
-        """Take the right to decide for a session; return its token, None if another process has it."""
-        assert self._shared is not None
-        return await self._shared.claim(key, lease_seconds, seconds)
+    def has_claim(self, key: bytes) -> bool:
+        """Tell whether this process keeps others from deciding for a session."""
+        return self._shared is not None and self._shared.has_claim(key)
 
-    async def release(self, key: bytes, token: bytes) -> None:
-        """Give the right to decide back. A failure does no harm: it ends by itself."""
+    async def claim(self, key: bytes, until: float | None = None) -> bool:
+        """Keep other processes from deciding for a session; tell whether that is so, and not the other way round."""
         assert self._shared is not None
-        with contextlib.suppress(Exception):
-            await self._shared.release(key, token)
+        return await self._shared.claim(key, self._lease, until)
+
+    def release(self, key: bytes) -> None:
+        """Let other processes decide again."""
+        if self._shared is not None:
+            self._shared.release(key)
 
     async def forget(self, key: bytes) -> bool:
-        """Give the pin up, whichever it is; tell whether there was one."""
-        pin = await self._store.get(key)
-        return pin is not None and await self._store.discard(key, pin)
+        """Give the pin up, whichever it is; tell whether there was one. Where the store fails, it is done later."""
+        try:
+            pin = await self._store.get(key)
+            return pin is not None and await self._store.discard(key, pin)
+        except Exception:
+            if self._shared is not None:
+                self._shared.void(key)
+            raise
 
     async def aclose(self) -> None:
         """Close the store. A failure is logged: it must not disturb the app's shutdown."""

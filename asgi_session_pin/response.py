@@ -15,10 +15,9 @@ from ._patterns import Alias, Patterns
 from ._sse import EventDecoder
 from ._warnings import Warnings
 from .config import Config
-from .pins import NamedModel
+from .pins import NamedModel, is_model_name
 
 MAX_NAME = 256
-_visible_ascii = re.compile(r"[\x21-\x7e]{1,256}").fullmatch
 # gpt-4o -> gpt-4o-2024-08-06, claude-haiku-4-5 -> claude-haiku-4-5-20251001, and with "@" where Vertex AI serves it.
 _date = re.compile(r"[-@](\d{4}-\d\d-\d\d|\d{8})").fullmatch
 
@@ -116,7 +115,7 @@ class DecisionRules:
         return (
             isinstance(model, str)
             and model.lower() != "none"
-            and _visible_ascii(model) is not None
+            and is_model_name(model) is not None
             and not self._router_models.match(model)
         )
 

@@ -37,6 +37,7 @@ class StoreCase:
 
 KEY = bytes(range(16))
 OTHER_KEY = bytes(range(1, 17))
+TOKEN, OTHER_TOKEN = b"t" * 16, b"o" * 16
 A = Pin("model-a", 1.0)
 B = Pin("model-b", 2.25, b'{"model":"model-b"}', NamedModel("b-2024-08-06", "model-b", "body:model", "json"))
 
@@ -163,51 +164,56 @@ async def pins_outlive_the_store_that_wrote_them(case: StoreCase) -> None:
 
 async def of_parallel_claims_one_is_given(case: StoreCase) -> None:
     one, other = _claiming(case), _claiming(case)
-    claims = await asyncio.gather(*(store.claim(KEY, 60) for store in [one, other] * 5))
-    assert len([token for token in claims if token is not None]) == 1
-    assert await other.claim(OTHER_KEY, 60) is not None
+    claims = [store.claim(KEY, bytes([number]), 60) for number, store in enumerate([one, other] * 5)]
+    assert sum(await asyncio.gather(*claims)) == 1
+    assert await other.claim(OTHER_KEY, TOKEN, 60) is True
     await one.aclose()
     await other.aclose()
 
 
 async def a_claim_that_is_given_back_can_be_taken_by_others(case: StoreCase) -> None:
     one, other = _claiming(case), _claiming(case)
-    token = await one.claim(KEY, 60)
-    assert token is not None
-    assert await other.claim(KEY, 60) is None
-    await one.release(KEY, token)
-    assert await other.claim(KEY, 60) is not None
-    await one.release(KEY, token)  # it is another one's now
-    assert await one.claim(KEY, 60) is None
+    assert await one.claim(KEY, TOKEN, 60) is True
+    assert await other.claim(KEY, OTHER_TOKEN, 60) is False
+    await one.release(KEY, TOKEN)
+    assert await other.claim(KEY, OTHER_TOKEN, 60) is True
+    await one.release(KEY, TOKEN)  # it is another one's now
+    assert await one.claim(KEY, TOKEN, 60) is False
+    await one.aclose()
+    await other.aclose()
+
+
+async def who_has_a_claim_may_take_it_again(case: StoreCase) -> None:
+    one, other = _claiming(case), _claiming(case)
+    assert await one.claim(KEY, TOKEN, 60) is True
+    assert await one.claim(KEY, TOKEN, 60) is True  # the first answer may have been lost on its way
+    assert await other.claim(KEY, OTHER_TOKEN, 60) is False
     await one.aclose()
     await other.aclose()
 
 
 async def a_claim_ends_by_itself(case: StoreCase) -> None:
     one, other = _claiming(case), _claiming(case)
-    token = await one.claim(KEY, case.ttl_seconds)
-    assert token is not None
+    assert await one.claim(KEY, TOKEN, case.ttl_seconds) is True
     await case.wait(case.ttl_seconds * 1.2)
-    taken = await other.claim(KEY, 60)
-    assert taken not in (None, token)
-    await one.release(KEY, token)
-    assert await one.claim(KEY, 60) is None
+    assert await other.claim(KEY, OTHER_TOKEN, 60) is True
+    await one.release(KEY, TOKEN)
+    assert await one.claim(KEY, TOKEN, 60) is False
     await one.aclose()
     await other.aclose()
 
 
 async def claims_and_pins_leave_each_other_alone(case: StoreCase) -> None:
     store = _claiming(case)
-    token = await store.claim(KEY, 60)
-    assert token is not None
+    assert await store.claim(KEY, TOKEN, 60) is True
     assert await store.get(KEY) is None
     assert await store.add(KEY, A) == A
-    assert await store.claim(KEY, 60) is None
-    await store.release(KEY, token)
+    assert await store.claim(KEY, OTHER_TOKEN, 60) is False
+    await store.release(KEY, TOKEN)
     assert await store.get(KEY) == A
-    assert await store.claim(KEY, 60) is not None
+    assert await store.claim(KEY, OTHER_TOKEN, 60) is True
     assert await store.discard(KEY, A) is True
-    assert await store.claim(KEY, 60) is None
+    assert await store.claim(KEY, TOKEN, 60) is False
     await store.aclose()
 
 
@@ -241,6 +247,7 @@ SHARED_CHECKS: tuple[Check, ...] = (two_stores_on_the_same_data_agree, pins_outl
 CLAIM_CHECKS: tuple[Check, ...] = (
     of_parallel_claims_one_is_given,
     a_claim_that_is_given_back_can_be_taken_by_others,
+    who_has_a_claim_may_take_it_again,
     a_claim_ends_by_itself,
     claims_and_pins_leave_each_other_alone,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
 from ._log import Opaque
@@ -18,7 +18,6 @@ class Turn(Opaque):
 
     waiting: deque[Outcome] | None = None
     ran_out: bool = False  # somebody waited in vain
-    token: bytes | None = None  # of the claim in a shared store that goes with it
 
 
 Outcome = asyncio.Future[Pin | Turn | None]
@@ -28,8 +27,11 @@ _current: ContextVar[Turn | None] = ContextVar("current_turn", default=None)
 class Turns:
     """Gives turns, and takes them back. Waiting is this process's own affair."""
 
-    def __init__(self, *, wait_seconds: float, max_bytes: int) -> None:
+    def __init__(
+        self, *, wait_seconds: float, max_bytes: int, on_end: Callable[[bytes], None] = lambda key: None
+    ) -> None:
         self._wait_seconds = wait_seconds
+        self._on_end = on_end  # called when nobody here decides for a session any longer
         self.decisions = 0
         """How many there were: tells whether one was taken while a slow store was asked."""
         self._room = max_bytes
@@ -91,17 +93,13 @@ class Turns:
         self.decisions += 1
         if self._unnamed:
             self._unnamed.pop(key, None)
-        turn = self._turns.pop(key, None)
-        if turn is not None and turn.waiting:
-            self._dissolve(key, turn.waiting, pin)
+        self._dissolve(key, pin)
 
     def unnamed(self, key: bytes) -> None:
         """Let everybody go on: an answer named no model, and the next one would not either."""
         if self._wait_seconds:
             self._unnamed.remember(key, None)
-        turn = self._turns.pop(key, None)
-        if turn is not None and turn.waiting:
-            self._dissolve(key, turn.waiting, None)
+        self._dissolve(key, None)
 
     def pass_on(self, key: bytes, turn: Turn) -> None:
         """Give the turn to the next who waits: it was not decided."""
@@ -111,14 +109,17 @@ class Turns:
         while turn.waiting:
             outcome = turn.waiting.popleft()
             if not outcome.done():
-                self._turns[key] = following = Turn(waiting=turn.waiting, token=turn.token)
-                turn.token = None
+                self._turns[key] = following = Turn(waiting=turn.waiting)
                 return self._give(key, outcome, following)
-        return None
+        return self._on_end(key)
 
-    def _dissolve(self, key: bytes, waiting: deque[Outcome], result: Pin | None) -> None:
-        for outcome in waiting:
+    def _dissolve(self, key: bytes, result: Pin | None) -> None:
+        turn = self._turns.pop(key, None)
+        if turn is None:
+            return
+        for outcome in turn.waiting or ():
             self._give(key, outcome, result)
+        self._on_end(key)
 
     def _give(self, key: bytes, outcome: Outcome, result: Pin | Turn | None) -> None:
         """Wake a request up, which may run in another event loop."""

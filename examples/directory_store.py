@@ -9,7 +9,6 @@ number of files; `sqlite:///pins.db` does this job better.
 import contextlib
 import fcntl
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -55,15 +54,14 @@ class DirectoryStore:
         """Give up *pin* if it still holds."""
         return self._remove(key.hex(), pin.encode())
 
-    async def claim(self, key: bytes, seconds: float) -> bytes | None:
+    async def claim(self, key: bytes, token: bytes, seconds: float) -> bool:
         """Take the right to decide for *key*."""
         name = f"{key.hex()}.claim"
-        token = secrets.token_bytes(16)
         with self._locked():
-            if self._read(name) is not None:
-                return None
+            if self._read(name) not in (None, token):
+                return False
             self._write(name, token, seconds)
-            return token
+            return True
 
     async def release(self, key: bytes, token: bytes) -> None:
         """Give a claim back."""

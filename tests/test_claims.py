@@ -6,8 +6,20 @@ from typing import Any
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from asgi_driver import DECISION, SESSION, Answer, Clock, Header, answer_json, asked_model, call, read_body, respond
-from asgi_session_pin import Config, Limits, MemoryStore, Pin, PinEvent, Routing, SessionPinMiddleware
+from asgi_driver import (
+    DECISION,
+    SESSION,
+    Answer,
+    Clock,
+    Header,
+    answer_json,
+    asked_model,
+    call,
+    read_body,
+    respond,
+    until,
+)
+from asgi_session_pin import Config, Limits, MemoryStore, Pin, PinEvent, Routing, SessionPinMiddleware, Store
 
 AUTO = {"model": "auto"}
 RESET: Header = (b"x-session-pin", b"reset")
@@ -28,16 +40,15 @@ class SharedStore(MemoryStore):
         await asyncio.sleep(0)
         return await super().get(key)
 
-    async def claim(self, key: bytes, seconds: float) -> bytes | None:
+    async def claim(self, key: bytes, token: bytes, seconds: float) -> bool:
         self.calls.append("claim")
         await asyncio.sleep(0)
         _, ends = self.claims.get(key, (b"", 0.0))
         if ends > self.clock.now:
-            return None
+            return False
         self.given += 1
-        token = b"%d" % self.given
         self.claims[key] = token, self.clock.now + seconds
-        return token
+        return True
 
     async def release(self, key: bytes, token: bytes) -> None:
         self.calls.append("release")
@@ -93,36 +104,78 @@ async def test_one_process_decides_and_the_others_get_its_decision() -> None:
     router.go_on.set()
     answers = await asyncio.gather(*tasks)
     assert told(answers) == [("miss", "a")] + [("wait", "a")] * 5
-    assert store.claims == {}
+    await until(lambda: not store.claims)
 
 
-async def test_a_session_that_is_alone_costs_three_calls_before_the_app_and_two_after() -> None:
+async def test_a_session_that_is_alone_costs_three_calls_before_the_app_and_two_later() -> None:
     store, router = SharedStore(), Router("a")
     router.go_on.set()
     [app] = processes(router, store, 1)
     assert (await ask(app)).pin_status == "miss"
-    assert store.calls == ["get", "claim", "get", "release"]
+    await until(lambda: store.calls == ["get", "claim", "get", "release"])
     store.calls.clear()
     assert (await ask(app)).pin_status == "hit"
     assert store.calls == ["get"]
 
 
-async def test_the_claim_is_given_back_when_the_client_has_its_answer() -> None:
-    store, router = SharedStore(), Router("a")
-    seen: list[int] = []
+async def test_nobody_waits_for_the_claim_to_be_given_back() -> None:
+    class Slow(SharedStore):
+        async def release(self, key: bytes, token: bytes) -> None:
+            await go_on.wait()
+            await super().release(key, token)
 
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        async def watch(message: Any) -> None:
-            seen.append(len(store.claims))
-            await send(message)
-
-        await middleware(scope, receive, watch)
-
-    [middleware] = processes(router, store, 1)
+    store, router, go_on = Slow(), Router("a", "b"), asyncio.Event()
     router.go_on.set()
-    await call(app, AUTO, SESSION)
-    assert seen == [1, 1]
-    assert store.claims == {}
+    [app] = processes(router, store, 1, config=Config(store=Store(timeout_seconds=60)))
+    async with asyncio.timeout(5):
+        assert (await ask(app)).pin_status == "miss"
+        assert (await ask(app, (b"authorization", b"other"))).pin_status == "miss"
+    assert len(store.claims) == 2
+    go_on.set()
+    await until(lambda: not store.claims)
+
+
+async def test_a_claim_that_could_not_be_given_back_is_given_back_later() -> None:
+    class Failing(SharedStore):
+        is_out = True
+
+        async def release(self, key: bytes, token: bytes) -> None:
+            if self.is_out:
+                raise OSError("down")
+            await super().release(key, token)
+
+    store, router = Failing(), Router("a", "b", "c")
+    router.go_on.set()
+    [app] = processes(router, store, 1)
+    assert (await ask(app)).pin_status == "miss"
+    await pass_time()
+    assert len(store.claims) == 1
+    store.is_out = False
+    assert (await ask(app, (b"authorization", b"other"))).pin_status == "miss"
+    await until(lambda: not store.claims)
+
+
+async def test_a_request_that_is_cancelled_anywhere_leaves_no_claim() -> None:
+    class Slow(SharedStore):
+        async def get(self, key: bytes) -> Pin | None:
+            await asyncio.sleep(0.002)
+            return await super().get(key)
+
+        async def claim(self, key: bytes, token: bytes, seconds: float) -> bool:
+            await asyncio.sleep(0.002)
+            claimed = await super().claim(key, token, seconds)
+            await asyncio.sleep(0.002)
+            return claimed
+
+    store, router = Slow(), Router()
+    [app] = processes(router, store, 1)
+    for number in range(12):
+        tasks = [ask(app), ask(app)]
+        await asyncio.sleep(number * 0.001)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        await until(lambda: not store.claims)
 
 
 async def test_where_the_decision_fails_another_process_decides() -> None:
@@ -138,7 +191,7 @@ async def test_where_the_decision_fails_another_process_decides() -> None:
     assert (await first).start["status"] == 500
     assert (await second).pin_status == "miss"
     assert router.routed == 2
-    assert store.claims == {}
+    await until(lambda: not store.claims)
 
 
 async def test_the_next_request_of_the_same_process_takes_the_claim_over() -> None:
@@ -152,7 +205,7 @@ async def test_the_next_request_of_the_same_process_takes_the_claim_over() -> No
     assert [answer.start["status"] for answer in answers] == [500, 200, 200]
     assert [answer.pin_status for answer in answers] == ["miss", "miss", "wait"]
     assert store.given == 1
-    assert store.claims == {}
+    await until(lambda: not store.claims)
 
 
 async def test_a_process_that_stands_still_is_waited_for_until_its_claim_ends() -> None:
@@ -168,7 +221,7 @@ async def test_a_process_that_stands_still_is_waited_for_until_its_claim_ends() 
     assert router.routed == 2
     router.go_on.set()
     await asyncio.gather(first, second)
-    assert store.claims == {}
+    await until(lambda: not store.claims)
 
 
 async def test_a_wait_for_another_process_ends_after_its_time() -> None:
@@ -190,15 +243,15 @@ async def test_a_wait_for_another_process_ends_after_its_time() -> None:
 
 async def test_a_decision_between_the_look_and_the_claim_is_found() -> None:
     class Late(SharedStore):
-        async def claim(self, key: bytes, seconds: float) -> bytes | None:
+        async def claim(self, key: bytes, token: bytes, seconds: float) -> bool:
             await self.add(key, Pin("early", 1.0))
-            return await super().claim(key, seconds)
+            return await super().claim(key, token, seconds)
 
     store, router = Late(), Router()
     [app] = processes(router, store, 1)
     answer = await ask(app)
     assert (answer.pin_status, answer.json["model"]) == ("hit", "early")
-    assert store.claims == {}
+    await until(lambda: not store.claims)
 
 
 async def test_a_reset_waits_for_nobody() -> None:
@@ -211,7 +264,7 @@ async def test_a_reset_waits_for_nobody() -> None:
     assert router.routed == 2
     router.go_on.set()
     assert [answer.pin_status for answer in await asyncio.gather(first, second)] == ["miss", "miss"]
-    assert store.claims == {}
+    await until(lambda: not store.claims)
 
 
 async def test_a_reset_with_the_claim_decides_afresh() -> None:
@@ -238,7 +291,7 @@ async def test_decision_endpoints_agree_too() -> None:
     await pass_time()
     router.go_on.set()
     assert told(await asyncio.gather(*tasks)) == [("miss", "a"), ("wait", "a")]
-    assert store.claims == {}
+    await until(lambda: not store.claims)
 
 
 @pytest.mark.parametrize("what", ["claim", "get"])
@@ -246,10 +299,10 @@ async def test_a_store_that_fails_meanwhile_leaves_the_request_to_the_router(wha
     class Failing(SharedStore):
         is_out = False
 
-        async def claim(self, key: bytes, seconds: float) -> bytes | None:
+        async def claim(self, key: bytes, token: bytes, seconds: float) -> bool:
             if self.is_out and what == "claim":
                 raise OSError("down")
-            return await super().claim(key, seconds)
+            return await super().claim(key, token, seconds)
 
         async def get(self, key: bytes) -> Pin | None:
             if self.is_out and what == "get":
@@ -281,7 +334,7 @@ async def test_a_client_that_leaves_while_it_waits_leaves_nothing_behind() -> No
     await asyncio.wait([second])
     router.go_on.set()
     assert told(await asyncio.gather(*[first, third])) == [("miss", "a"), ("wait", "a")]
-    assert store.claims == {}
+    await until(lambda: not store.claims)
 
 
 async def test_a_session_whose_answers_name_no_model_is_waited_for_once() -> None:
@@ -292,8 +345,9 @@ async def test_a_session_whose_answers_name_no_model_is_waited_for_once() -> Non
     store = SharedStore()
     for middleware in processes(app, store):
         assert [(await ask(middleware)).pin_status for _ in range(2)] == ["miss", "miss"]
-    assert store.calls == ["get", "claim", "get", "release", "get"] * 2
-    assert store.claims == {}
+        await until(lambda: not store.claims)
+    assert sorted(store.calls) == sorted(["get", "claim", "get", "release", "get"] * 2)
+    await until(lambda: not store.claims)
 
 
 async def test_who_does_not_wait_does_not_claim() -> None:

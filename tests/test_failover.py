@@ -364,7 +364,7 @@ async def test_a_store_that_fails_while_a_pin_is_given_up_does_not_hurt() -> Non
     answer = await call(app, AUTO, SESSION)
     assert (answer.pin_status, answer.json["model"]) == ("reroute", "b")
     assert (events[1].status, events[1].reason) == ("reroute", "store-unavailable")
-    assert await statuses(app) == ["miss; reason=store-unavailable"]
+    assert await statuses(app) == ["reroute; reason=store-unavailable"], "b is refused too"
 
 
 # Holding

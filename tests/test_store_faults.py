@@ -8,7 +8,7 @@ import pytest
 
 from asgi_driver import Answer, Gateway, Header, call
 from asgi_session_pin import Config, PinEvent, SessionPinMiddleware, Store
-from asgi_session_pin.stores.resilient import FIRST_REST_SECONDS
+from asgi_session_pin.stores.resilient import FAILURES_TO_REST, FIRST_REST_SECONDS
 from delaying_proxy import delaying_proxy
 from redis_servers import RedisServer, redis_server
 
@@ -74,12 +74,12 @@ async def test_a_killed_server_is_done_without_and_learns_what_it_missed(server:
     await other.wait_for_the_store()
     assert await one.ask(1) == ("a-0", "hit")
     assert await other.ask(1) == ("a-0", "hit")
-    assert await one.ask(2) == ("a-1", "hit")
-    assert await other.ask(2) == ("a-1", "hit"), "the first one that was told wins, and the other one adopts it"
+    adopted = {await replica.ask(2) for replica in (one, other, one)}
+    assert adopted in ({("a-1", "hit")}, {("b-0", "hit")}), "the first one that was told"
     await close(one, other)
 
 
-async def test_a_frozen_server_costs_its_time_once_and_then_next_to_nothing(server: RedisServer) -> None:
+async def test_a_frozen_server_costs_its_time_a_few_times_and_then_next_to_nothing(server: RedisServer) -> None:
     replica = Replica(server.url)
     assert await replica.ask() == ("a-0", "miss")
     server.freeze()
@@ -88,7 +88,7 @@ async def test_a_frozen_server_costs_its_time_once_and_then_next_to_nothing(serv
         assert await replica.ask() == ("a-0", f"hit; reason={UNAVAILABLE}")
     waited = [event.store_seconds for event in replica.events]
     assert waited[0] >= 0.09
-    assert len([seconds for seconds in waited if seconds > 0.05]) <= 2
+    assert len([seconds for seconds in waited if seconds > 0.05]) <= FAILURES_TO_REST
     server.thaw()
     await replica.wait_for_the_store()
     assert await replica.ask() == ("a-0", "hit")
@@ -166,3 +166,17 @@ async def test_a_network_that_breaks_off_costs_nothing(server: RedisServer) -> N
         proxy.cut()
         assert await replica.ask() == ("a-0", "hit")
         await close(replica)
+
+
+async def test_a_reset_while_the_server_does_not_answer_holds_when_it_is_back(server: RedisServer) -> None:
+    one, other = Replica(server.url, "a"), Replica(server.url, "b")
+    assert await one.ask() == ("a-0", "miss")
+    server.freeze()
+    for model in ("b-0", "b-1"):  # by a replica that does not know the pin
+        assert await other.ask(1, (b"x-session-pin", b"reset")) == (model, f"miss; reason={UNAVAILABLE}")
+    assert await other.ask() == ("b-1", f"hit; reason={UNAVAILABLE}")
+    server.thaw()
+    await other.wait_for_the_store()
+    assert await other.ask() == ("b-1", "hit")
+    assert await one.ask() == ("b-1", "hit")
+    await close(one, other)

@@ -1,7 +1,10 @@
 """Stores of pins."""
 
+from collections.abc import Callable
+
 from ..config import Config, ConfigError
 from .base import ClaimingStore, PinStore
+from .local_copy import LocalCopy
 from .memory import MemoryStore
 from .resilient import ResilientStore
 
@@ -33,20 +36,22 @@ def open_store(config: Config) -> PinStore:
         raise ConfigError("configuration", [fault]) from None
     except ValueError as error:
         raise ConfigError("configuration", [f"store.url: {error}"]) from None
-    return _open_memory(config)
-
-
-def make_resilient(store: PinStore, config: Config) -> ResilientStore | None:
-    """Return what bounds and survives the failures of a store; None for this process's own table, which has none."""
-    if type(store) is MemoryStore:
-        return None
-    return ResilientStore(store, _open_memory(config), timeout_seconds=config.store.timeout_seconds)
-
-
-def _open_memory(config: Config) -> MemoryStore:
-    routing = config.routing
     return MemoryStore(
         ttl_seconds=routing.session_ttl_seconds,
         sliding=routing.session_ttl_sliding,
         max_entries=routing.session_max_entries,
     )
+
+
+def make_resilient(store: PinStore, config: Config, timer: Callable[[], float]) -> ResilientStore | None:
+    """Return what bounds and survives the failures of a store; None for this process's own table, which has none."""
+    if type(store) is MemoryStore:
+        return None
+    routing = config.routing
+    copy = LocalCopy(
+        ttl_seconds=routing.session_ttl_seconds,
+        sliding=routing.session_ttl_sliding,
+        max_entries=routing.session_max_entries,
+        timer=timer,
+    )
+    return ResilientStore(store, copy, timeout_seconds=config.store.timeout_seconds, timer=timer)

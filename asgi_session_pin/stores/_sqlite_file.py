@@ -61,11 +61,7 @@ class SQLiteFile:
 
         It is one transaction: while another process writes it is called again, and in the end raises.
         """
-        return await asyncio.wrap_future(self.submit(job))
-
-    def submit(self, job: Callable[[sqlite3.Connection], T]) -> "Future[T]":
-        """Do as `write`, without waiting."""
-        return self._call(partial(self._on_writer, job))
+        return await asyncio.wrap_future(self._call(partial(self._on_writer, job)))
 
     def postpone(self, key: bytes, statement: str, parameters: tuple[object, ...]) -> None:
         """Write soon, unless a write for *key* is postponed already, or too many are; nobody is told how it went."""

@@ -43,8 +43,9 @@ class ClaimingStore(PinStore, Protocol):
     time each ask the router, and the first decision that is added wins.
     """
 
-    async def claim(self, key: bytes, seconds: float) -> bytes | None:
-        """Take the right to decide for *key*, atomically; return a token of its owner, or None if somebody has it.
+    async def claim(self, key: bytes, token: bytes, seconds: float) -> bool:
+        """Take the right to decide for *key*, atomically, unless somebody with another *token* has it; tell whether it
+        was taken.
 
         It ends by itself after so many *seconds*. It is apart from pins: neither touches the other.
         """

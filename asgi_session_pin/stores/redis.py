@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import math
 import re
-import secrets
 from binascii import hexlify
 from collections.abc import Awaitable, Callable
 from inspect import iscoroutinefunction
@@ -115,12 +114,11 @@ class RedisStore:
         """Give up *pin* if it still holds; see `PinStore.discard`."""
         return await self._delete(self._pins + hexlify(key), pin.encode())
 
-    async def claim(self, key: bytes, seconds: float) -> bytes | None:
+    async def claim(self, key: bytes, token: bytes, seconds: float) -> bool:
         """Take the right to decide for *key*; see `ClaimingStore.claim`."""
-        token = secrets.token_bytes(16)
         name = self._claims + hexlify(key)
         held = await self._execute("EVAL", _SET_IF_NONE, 1, name, token, _milliseconds(seconds))
-        return token if held in (1, token) else None  # it is the token if a first answer was lost on its way
+        return held in (1, token)  # it is the token if a first answer was lost on its way
 
     async def release(self, key: bytes, token: bytes) -> None:
         """Give a claim back; see `ClaimingStore.release`."""

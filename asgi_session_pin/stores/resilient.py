@@ -1,19 +1,25 @@
 """A shared store's bad day: what a request waits for it is bounded, and this process has a copy to go on with."""
 
 import asyncio
+import contextlib
+import secrets
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from .._recent import Recent
-from ..pins import Pin
+from ..pins import Pin, is_model_name
+from ._time_limit import TimeLimit
 from .base import ClaimingStore, PinStore
-from .memory import MemoryStore
+from .local_copy import Known, LocalCopy
 
 ResultT = TypeVar("ResultT")
 
+FAILURES_TO_REST = 3  # in a row: one key, or one shard of a cluster, is not the store
 FIRST_REST_SECONDS = 1.0
 LONGEST_REST_SECONDS = 5.0
+TRIAL_SECONDS = 2.0  # nobody waits for a trial, which may have to connect
+PAUSE_SECONDS = 1.0
 CLOSING_SECONDS = 5.0
 
 
@@ -25,18 +31,19 @@ class ResilientStore:
     """Asks a shared store, and remembers what it said for the time in which it does not answer.
 
     - *store*: the shared store.
-    - *copy*: holds the pins that this process knows. It is not read while the store answers, else replicas would each
-      hold on to their own.
-    - *timeout_seconds*: for each call.
+    - *copy*: what this process knows. It is not read while the store answers, else replicas would each hold on to their
+      own.
+    - *timeout_seconds*: for each call that is given no other time.
 
-    All methods raise StoreUnavailable where the store fails. While it is out, one call now and then asks it again. What
-    was decided and given up meanwhile is told to it when it is back: the first writer wins there.
+    All methods raise StoreUnavailable where the store fails. After some failures in a row it is left alone, and asked
+    again now and then while nobody waits. What was decided and given up meanwhile is told to it when it is back: the
+    first writer wins there.
     """
 
     def __init__(
         self,
         store: PinStore,
-        copy: MemoryStore,
+        copy: LocalCopy,
         *,
         timeout_seconds: float,
         timer: Callable[[], float] = time.monotonic,
@@ -46,149 +53,218 @@ class ResilientStore:
         self._copy = copy
         self._timeout = timeout_seconds
         self._timer = timer
+        self._failures = 0
         self._is_out = False
-        self._is_tried = False  # by one call, while it is out
         self._rest_seconds = FIRST_REST_SECONDS
         self._rests_until = 0.0
-        self._confirmed: Recent[bytes, None] | None = None  # keys that it answered since it was out; None: it never was
-        self._decided: Recent[bytes, None] = Recent()  # what it could not be told
-        self._given_up: Recent[bytes, Pin] = Recent()
-        self._catching_up: asyncio.Task[None] | None = None
+        self._trial: asyncio.Task[None] | None = None
+        self._tokens: dict[bytes, bytes] = {}  # of the claims that this process has
+        self._unreleased: Recent[tuple[bytes, bytes], None] = Recent()
+        self._telling: asyncio.Task[None] | None = None
+        self._tells_again_at = 0.0
+
+    async def get(self, key: bytes, until: float | None = None) -> Pin | None:
+        """Return the pin of *key*, by the time *until* on the timer; see `PinStore.get`."""
+        until = self._until(until)
+        pin = await self._ask(key, lambda: self._read(key), until, is_read=True)
+        known = self._copy.find(key)
+        if known is not None and self._copy.is_in_doubt(known):
+            pin = await self._settle(key, pin, known, until)
+        self._copy.keep(key, pin)
+        return pin
+
+    async def add(self, key: bytes, pin: Pin) -> Pin:
+        """Keep *pin* unless there is one; see `PinStore.add`. If that fails, this process keeps it."""
+        until = self._until()
+        try:
+            winner = await self._ask(key, lambda: self._write(key, pin), until)
+            known = self._copy.find(key)
+            if known is not None and winner.created < known.voided:
+                await self._ask(key, lambda: self._store.discard(key, winner), until)
+                winner = await self._ask(key, lambda: self._write(key, pin), until)
+        except StoreUnavailable:
+            self._copy.decide(key, pin)
+            raise
+        self._copy.keep(key, winner)
+        return winner
+
+    async def discard(self, key: bytes, pin: Pin, until: float | None = None) -> bool:
+        """Give up *pin* if it still holds, by the time *until*; see `PinStore.discard`."""
+        try:
+            held = await self._ask(key, lambda: self._store.discard(key, pin), self._until(until))
+        except StoreUnavailable:
+            self._copy.void(key)
+            raise
+        self._copy.drop(key, pin)
+        return held
+
+    def recall(self, key: bytes) -> Pin | None:
+        """Return the pin that this process knows, for when the store does not answer."""
+        known = self._copy.find(key)
+        return None if known is None else known.pin
+
+    def void(self, key: bytes) -> None:
+        """Give up the pin of *key*, whichever it is, while the store does not answer."""
+        self._copy.void(key)
 
     @property
     def can_claim(self) -> bool:
         """Whether processes agree by this store on who decides."""
         return self._claims is not None
 
-    async def get(self, key: bytes, seconds: float | None = None) -> Pin | None:
-        """Return the pin of *key*, within so many *seconds*; see `PinStore.get`."""
-        until = self._until(seconds)
-        pin = await self._ask(lambda: self._store.get(key), until, is_read=True)
-        if pin is not None and self._given_up and self._given_up.get(key) == pin:
-            await self._give_up(key, pin, until)
-            pin = None
-        if pin is None and self._may_have_lost(key):
-            pin = await self._offer(key, until)
-        await self._keep(key, pin)
-        return pin
+    def has_claim(self, key: bytes) -> bool:
+        """Tell whether this process has the right to decide, or at least asked for it and was told nothing."""
+        return key in self._tokens
 
-    async def add(self, key: bytes, pin: Pin) -> Pin:
-        """Keep *pin* unless there is one; see `PinStore.add`. If that fails, this process keeps it."""
-        try:
-            winner = await self._ask(lambda: self._store.add(key, pin), self._until())
-        except StoreUnavailable:
-            self._decided.remember(key, None)
-            await self._copy.add(key, pin)
-            raise
-        await self._keep(key, winner)
-        return winner
-
-    async def discard(self, key: bytes, pin: Pin, seconds: float | None = None) -> bool:
-        """Give up *pin* if it still holds, within so many *seconds*; see `PinStore.discard`."""
-        self._decided.pop(key, None)
-        await self._copy.discard(key, pin)
-        try:
-            return await self._give_up(key, pin, self._until(seconds))
-        except StoreUnavailable:
-            self._given_up.remember(key, pin)
-            raise
-
-    async def claim(self, key: bytes, lease_seconds: float, seconds: float | None = None) -> bytes | None:
-        """Take the right to decide, within so many *seconds*; see `ClaimingStore.claim`."""
+    async def claim(self, key: bytes, lease_seconds: float, until: float | None = None) -> bool:
+        """Take the right to decide, by the time *until*; see `ClaimingStore.claim`. It is to be released."""
         claims = self._claims
         assert claims is not None
-        return await self._ask(lambda: claims.claim(key, lease_seconds), self._until(seconds))
+        token = self._tokens[key] = secrets.token_bytes(16)
+        claimed = await self._ask(key, lambda: claims.claim(key, token, lease_seconds), self._until(until))
+        if not claimed:
+            del self._tokens[key]
+        return claimed
 
-    async def release(self, key: bytes, token: bytes) -> None:
-        """Give a claim back; see `ClaimingStore.release`."""
-        claims = self._claims
-        assert claims is not None
-        await self._ask(lambda: claims.release(key, token), self._until())
-
-    async def recall(self, key: bytes) -> Pin | None:
-        """Return the pin that this process knows, for when the store does not answer."""
-        return await self._copy.get(key)
+    def release(self, key: bytes) -> None:
+        """Give the claim back that this process has, if it has one; nobody waits for it."""
+        token = self._tokens.pop(key, None)
+        if token is not None:
+            self._unreleased.remember((key, token), None)
+            self._tells_again_at = 0.0
+            self._catch_up()
 
     async def aclose(self) -> None:
         """Close the store."""
-        task = self._catching_up
-        if task is not None and task.get_loop() is asyncio.get_running_loop():
-            task.cancel()
+        for task in (self._telling, self._trial):
+            if task is not None and _is_running(task):
+                task.cancel()
         async with asyncio.timeout(CLOSING_SECONDS):
             await self._store.aclose()
 
-    def _until(self, seconds: float | None = None) -> float:
-        return self._timer() + (self._timeout if seconds is None else seconds)
+    def _until(self, until: float | None = None) -> float:
+        return self._timer() + self._timeout if until is None else until
 
-    async def _ask(self, call: Callable[[], Awaitable[ResultT]], until: float, is_read: bool = False) -> ResultT:
-        is_trial = self._is_out
-        if is_trial:
-            if self._is_tried or self._timer() < self._rests_until:
-                raise StoreUnavailable("the store failed lately and is not asked for the moment")
-            self._is_tried = True
-        try:
-            async with asyncio.timeout(until - self._timer()):
-                result = await call()
-        except Exception as error:
-            # A write that is refused, since the server is full or a replica, says nothing of the reads.
-            if is_read or is_trial or isinstance(error, TimeoutError):
-                self._let_rest(is_trial)
-            raise StoreUnavailable("the store did not answer") from error
-        finally:
-            if is_trial:
-                self._is_tried = False
-        if self._is_out or not is_read:
-            self._is_out = False
-            self._catch_up()
-        return result
-
-    def _let_rest(self, is_trial: bool) -> None:
-        if self._is_out and not is_trial:
-            return  # calls that were under way together are one failure
-        self._rest_seconds = min(2 * self._rest_seconds, LONGEST_REST_SECONDS) if is_trial else FIRST_REST_SECONDS
-        self._rests_until = self._timer() + self._rest_seconds
-        self._is_out = True
-        self._confirmed = Recent()
-
-    def _may_have_lost(self, key: bytes) -> bool:
-        """Tell whether that the store has no pin may be due to its failure, and not to somebody who gave it up."""
-        return key in self._decided or (self._confirmed is not None and key not in self._confirmed)
-
-    async def _keep(self, key: bytes, pin: Pin | None) -> None:
-        """Let the copy have what the store said."""
-        if self._confirmed is not None:
-            self._confirmed.remember(key, None)
-        known = await self._copy.get(key)
-        if known != pin:
-            if known is not None:
-                await self._copy.discard(key, known)
-            if pin is not None:
-                await self._copy.add(key, pin)
-
-    async def _offer(self, key: bytes, until: float) -> Pin | None:
-        """Tell the store what this process knows; return the pin that is in force there."""
-        pin = await self._copy.get(key)
-        if pin is not None:
-            offered = pin
-            pin = await self._ask(lambda: self._store.add(key, offered), until)
-        self._decided.pop(key, None)
+    async def _settle(self, key: bytes, pin: Pin | None, known: Known, until: float) -> Pin | None:
+        """Tell the store what it missed of a key, and return the pin that is in force there."""
+        if pin is not None and pin.created < known.voided:
+            voided = pin
+            await self._ask(key, lambda: self._store.discard(key, voided), until)
+            pin = None
+        if pin is None and known.pin is not None:
+            offered = known.pin
+            pin = await self._ask(key, lambda: self._write(key, offered), until)
         return pin
 
-    async def _give_up(self, key: bytes, pin: Pin, until: float) -> bool:
-        held = await self._ask(lambda: self._store.discard(key, pin), until)
-        self._given_up.pop(key, None)
-        return held
+    async def _ask(
+        self, key: bytes, call: Callable[[], Awaitable[ResultT]], until: float, is_read: bool = False
+    ) -> ResultT:
+        if self._is_out:
+            self._try_again(key)
+            raise StoreUnavailable("the store failed lately and is not asked for the moment")
+        seconds = until - self._timer()
+        try:
+            result = await _within(seconds, call)
+        except Exception as error:
+            # That a write is refused, since the server is full or a replica, says nothing of the reads. Nor does it
+            # say much that what is left of a request's time was not enough.
+            if is_read or isinstance(error, TimeoutError):
+                self._failed(is_short=isinstance(error, TimeoutError) and seconds < self._timeout * 0.9)
+            raise StoreUnavailable("the store did not answer") from error
+        self._failures = 0
+        self._catch_up()
+        return result
+
+    def _failed(self, is_short: bool) -> None:
+        self._failures += not is_short
+        if self._failures >= FAILURES_TO_REST and not self._is_out:
+            self._is_out = True
+            self._copy.outage += 1
+            self._rest(FIRST_REST_SECONDS)
+
+    def _rest(self, seconds: float) -> None:
+        self._rest_seconds = seconds
+        self._rests_until = self._timer() + seconds
+
+    def _try_again(self, key: bytes) -> None:
+        if self._timer() >= self._rests_until and not _is_running(self._trial):
+            self._trial = asyncio.get_running_loop().create_task(self._try(key))
+
+    async def _try(self, key: bytes) -> None:
+        try:
+            await _within(max(TRIAL_SECONDS, self._timeout), lambda: self._read(key))
+        except Exception:
+            return self._rest(min(2 * self._rest_seconds, LONGEST_REST_SECONDS))
+        self._is_out = False
+        self._failures = 0
+        self._tells_again_at = 0.0
+        return self._catch_up()
 
     def _catch_up(self) -> None:
         """Tell the store what it missed: sessions go on in other processes too."""
-        if (self._decided or self._given_up) and (self._catching_up is None or self._catching_up.done()):
-            self._catching_up = asyncio.get_running_loop().create_task(self._tell())
+        is_due = (self._unreleased or self._copy.has_untold) and self._timer() >= self._tells_again_at
+        if is_due and not self._is_out and not _is_running(self._telling):
+            self._telling = asyncio.get_running_loop().create_task(self._tell())
 
     async def _tell(self) -> None:
-        try:
-            for key, pin in list(self._given_up.items()):
-                await self._give_up(key, pin, self._until())
-            for key in list(self._decided):
-                await self._keep(key, await self._offer(key, self._until()))
-        except StoreUnavailable:
-            pass  # the next success tries again
+        refused: list[tuple[bytes, bytes]] = []
+        while self._unreleased:
+            claim = next(iter(self._unreleased))
+            del self._unreleased[claim]
+            try:
+                await self._give_back(*claim)
+            except StoreUnavailable:
+                refused.append(claim)
+        for key in self._copy.untold():
+            with contextlib.suppress(StoreUnavailable):
+                await self.get(key)
+        for claim in refused:
+            self._unreleased.remember(claim, None)
+        if refused or self._copy.has_untold:
+            self._tells_again_at = self._timer() + PAUSE_SECONDS
+
+    async def _give_back(self, key: bytes, token: bytes) -> None:
+        claims = self._claims
+        assert claims is not None
+        await self._ask(key, lambda: claims.release(key, token), self._until())
+
+    async def _read(self, key: bytes) -> Pin | None:
+        pin = await self._store.get(key)
+        return None if pin is None else _checked(pin)
+
+    async def _write(self, key: bytes, pin: Pin) -> Pin:
+        return _checked(await self._store.add(key, pin))
+
+
+def _checked(pin: object) -> Pin:
+    """Return what a store gave, if it is a pin whose model can be sent."""
+    if isinstance(pin, Pin) and type(pin.created) in (float, int) and is_model_name(pin.model):
+        return pin
+    raise TypeError("the store gave what is no pin")
+
+
+def _is_running(task: asyncio.Task[None] | None) -> bool:
+    """Tell whether a task goes on, in this event loop: another one may be closed, or be left behind by a fork."""
+    return task is not None and not task.done() and task.get_loop() is asyncio.get_running_loop()
+
+
+async def _within(seconds: float, call: Callable[[], Awaitable[ResultT]]) -> ResultT:
+    """Return what *call* gives; whatever it fails by, but for a cancellation from outside, is an Exception."""
+    if seconds <= 0:
+        raise TimeoutError
+    task = asyncio.current_task()
+    assert task is not None
+    cancellations = task.cancelling()
+    try:
+        async with asyncio.timeout(None) as timeout:
+            limit = TimeLimit(timeout, seconds)
+            try:
+                return await call()
+            finally:
+                limit.cancel()
+    except (Exception, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # also what the store's client is cancelled by, or a panic of native code
+        if isinstance(error, asyncio.CancelledError) and task.cancelling() > cancellations:
+            raise
+        raise RuntimeError("the store's client was cancelled, or broke down") from error

@@ -1,14 +1,13 @@
 """Pins in a SQLite file, for the processes of one host."""
 
-import asyncio
 import os
-import secrets
 import sqlite3
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from .._log import logger
 from ..pins import Pin
 from ._sqlite_file import SQLiteFile
 
@@ -22,10 +21,11 @@ RETURNING pin
 """
 _RENEW = "UPDATE pins SET used = ?, expires = ? WHERE key = ? AND used = ?"  # if nobody else did
 _DISCARD = "DELETE FROM pins WHERE key = ? AND pin = ? AND expires > ?"
+_DELETE = "DELETE FROM pins WHERE key = ? AND pin = ?"
 _CLAIM = """
 INSERT INTO claims VALUES (:key, :token, :expires) ON CONFLICT DO UPDATE SET
     token = excluded.token, expires = excluded.expires
-WHERE claims.expires <= :now
+WHERE claims.expires <= :now OR claims.token = excluded.token
 """
 _RELEASE = "DELETE FROM claims WHERE key = ? AND token = ?"
 
@@ -78,6 +78,7 @@ class SQLiteStore:
         self._max_entries = max_entries
         self._clock = clock
         self._file = SQLiteFile(Path(os.path.realpath(path)))
+        self._told = False
 
     def __repr__(self) -> str:
         return f"SQLiteStore({str(self._file.path)!r})"
@@ -100,25 +101,22 @@ class SQLiteStore:
             if self._sliding:
                 expires = now + self._ttl
             self._file.postpone(key, _RENEW, (now, expires, key, used))
-        return Pin.decode(data)
+        return await self._decode(key, data)
 
     async def add(self, key: bytes, pin: Pin) -> Pin:
         """Keep *pin* unless there is one; see `PinStore.add`."""
-        return Pin.decode(await self._file.write(partial(self._add, key, pin.encode())))
+        while True:
+            in_force = await self._decode(key, await self._file.write(partial(self._add, key, pin.encode())))
+            if in_force is not None:
+                return in_force
 
     async def discard(self, key: bytes, pin: Pin) -> bool:
         """Give up *pin* if it still holds; see `PinStore.discard`."""
         return await self._file.write(partial(_change, _DISCARD, (key, pin.encode(), self._clock())))
 
-    async def claim(self, key: bytes, seconds: float) -> bytes | None:
+    async def claim(self, key: bytes, token: bytes, seconds: float) -> bool:
         """Take the right to decide for *key*; see `ClaimingStore.claim`."""
-        token = secrets.token_bytes(16)
-        try:
-            is_given = await self._file.write(partial(self._claim, key, token, seconds))
-        except asyncio.CancelledError:
-            self._file.submit(partial(_change, _RELEASE, (key, token)))  # it may have been given, and nobody knows
-            raise
-        return token if is_given else None
+        return await self._file.write(partial(self._claim, key, token, seconds))
 
     async def release(self, key: bytes, token: bytes) -> None:
         """Give a claim back; see `ClaimingStore.release`."""
@@ -127,6 +125,17 @@ class SQLiteStore:
     async def aclose(self) -> None:
         """Write what is queued and close the file."""
         await self._file.aclose()
+
+    async def _decode(self, key: bytes, data: bytes) -> Pin | None:
+        """Return the pin; None for what is no pin, which must not stand in a session's way and is deleted."""
+        try:
+            return Pin.decode(data)
+        except ValueError:
+            if not self._told:
+                self._told = True
+                logger.warning("a row of %r holds what is no pin of this version; such rows are deleted", self)
+            await self._file.write(partial(_change, _DELETE, (key, data)))
+            return None
 
     def _add(self, key: bytes, data: bytes, writer: sqlite3.Connection) -> bytes:
         now = self._clock()

@@ -24,6 +24,7 @@ KEY = bytes(range(16))
 PIN_NAME = f"session-pin:{KEY.hex()}"
 A = Pin("model-a", 1.0)
 B = Pin("model-b", 2.0)
+TOKEN = b"token"
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ async def test_nothing_in_redis_can_be_read_but_the_model(server: RedisServer) -
         app = SessionPinMiddleware(Gateway("model-a", "model-b"), store=store)
         assert [(await call(app, request, *headers)).pin_status for _ in range(2)] == ["miss", "hit"]
         assert (await call(app, {"model": "other"}, *headers, path=DECISION)).pin_status == "miss"
-        await store.claim(KEY, 60)
+        assert await store.claim(KEY, TOKEN, 60) is True
     content = await read_all(server.url)
     assert len(content) == 3
     assert {name.rpartition(b":")[0] for name in content} == {b"session-pin", b"session-pin:claim"}
@@ -98,15 +99,14 @@ async def test_a_claim_whose_answer_is_lost_is_still_its_owners(server: RedisSer
         async with aclosing(RedisStore(url)) as store, aclosing(RedisStore(server.url)) as other:
             await store.get(KEY)
             proxy.seconds = 3600
-            claim = asyncio.create_task(store.claim(KEY, 60))
+            claim = asyncio.create_task(store.claim(KEY, TOKEN, 60))
             await asyncio.to_thread(server.wait_for, "cmdstat_eval", "INFO", "commandstats")
             proxy.seconds = 0
             proxy.cut()
-            token = await claim
-            assert token is not None
-            assert await other.claim(KEY, 60) is None
-            await store.release(KEY, token)
-            assert await other.claim(KEY, 60) is not None
+            assert await claim is True
+            assert await other.claim(KEY, b"other token", 60) is False
+            await store.release(KEY, TOKEN)
+            assert await other.claim(KEY, b"other token", 60) is True
 
 
 async def test_the_url_names_user_and_database(server: RedisServer) -> None:
@@ -115,9 +115,8 @@ async def test_the_url_names_user_and_database(server: RedisServer) -> None:
         assert await store.add(KEY, A) == A
         assert await store.add(KEY, B) == A
         assert await store.get(KEY) == A
-        token = await store.claim(KEY, 60)
-        assert token is not None
-        await store.release(KEY, token)
+        assert await store.claim(KEY, TOKEN, 60) is True
+        await store.release(KEY, TOKEN)
         assert await store.discard(KEY, A) is True
     async with aclosing(RedisStore(f"redis://127.0.0.1:{server.port}/3")) as store:
         await store.add(KEY, A)

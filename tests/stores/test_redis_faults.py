@@ -61,7 +61,7 @@ async def test_five_hundred_calls_at_once_share_a_bounded_number_of_connections(
 async def test_a_restarted_server_is_used_again(server: RedisServer, store: RedisStore) -> None:
     await fill(store)
     server.kill()
-    for call in (store.get(KEY), store.add(KEY, A), store.claim(KEY, 1)):
+    for call in (store.get(KEY), store.add(KEY, A), store.claim(KEY, b"token", 1)):
         with pytest.raises(exceptions.ConnectionError):
             await call
     server.start()

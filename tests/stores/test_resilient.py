@@ -1,20 +1,30 @@
 """A shared store on its bad days: slow, out, lost what it knew, full."""
 
 import asyncio
+import threading
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from asgi_driver import Clock, until
 from asgi_session_pin import MemoryStore, Pin, PinStore
 from asgi_session_pin.stores import ResilientStore
-from asgi_session_pin.stores.resilient import FIRST_REST_SECONDS, LONGEST_REST_SECONDS, StoreUnavailable
-from asgi_session_pin.testing import CHECKS, CLAIM_CHECKS, SHARED_CHECKS, Check, StoreCase
+from asgi_session_pin.stores.local_copy import LocalCopy
+from asgi_session_pin.stores.resilient import (
+    FAILURES_TO_REST,
+    FIRST_REST_SECONDS,
+    LONGEST_REST_SECONDS,
+    PAUSE_SECONDS,
+    StoreUnavailable,
+)
+from asgi_session_pin.testing import CHECKS, SHARED_CHECKS, Check, StoreCase
 from cases import directory_case
 
 A, B, C = Pin("a", 1.0), Pin("b", 2.0), Pin("c", 3.0)
-K, L = b"k" * 16, b"l" * 16
+K, L, M = b"k" * 16, b"l" * 16, b"m" * 16
 TIMEOUT = 0.02
 
 
@@ -43,13 +53,14 @@ class Server:
         await self._answer()
         return await self.store.discard(key, pin)
 
-    async def claim(self, key: bytes, seconds: float) -> bytes | None:
+    async def claim(self, key: bytes, token: bytes, seconds: float) -> bool:
         await self._answer()
-        return None if key in self.claims else self.claims.setdefault(key, b"token")
+        return self.claims.setdefault(key, token) == token
 
     async def release(self, key: bytes, token: bytes) -> None:
         await self._answer()
-        del self.claims[key]
+        if self.claims.get(key) == token:
+            del self.claims[key]
 
     async def aclose(self) -> None:
         await self.store.aclose()
@@ -63,7 +74,7 @@ class Server:
 
 
 def replica(server: PinStore, clock: Clock, timeout: float = TIMEOUT) -> ResilientStore:
-    return ResilientStore(server, MemoryStore(timer=clock), timeout_seconds=timeout, timer=clock)
+    return ResilientStore(server, LocalCopy(timer=clock, now=clock), timeout_seconds=timeout, timer=clock)
 
 
 async def fails(asking: Awaitable[object]) -> None:
@@ -81,12 +92,12 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.mark.parametrize("check", CHECKS + SHARED_CHECKS + CLAIM_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", CHECKS + SHARED_CHECKS, ids=lambda check: check.__name__)
 async def test_a_resilient_store_keeps_the_contract_of_its_store(check: Check, tmp_path: Path) -> None:
     case = directory_case(tmp_path)
 
     def open_resilient(sliding: bool = True) -> PinStore:
-        return ResilientStore(case.open(sliding), MemoryStore(), timeout_seconds=60)
+        return ResilientStore(case.open(sliding), LocalCopy(), timeout_seconds=60)
 
     await check(StoreCase(open_resilient, case.wait, case.ttl_seconds))
 
@@ -96,91 +107,180 @@ CALLS: dict[str, Callable[[ResilientStore], Awaitable[object]]] = {
     "add": lambda store: store.add(K, A),
     "discard": lambda store: store.discard(K, A),
     "claim": lambda store: store.claim(K, 5),
-    "release": lambda store: store.release(K, b"token"),
 }
 
 
+async def take_out(server: Server, *stores: ResilientStore) -> None:
+    """Let a server be out, and its users see it."""
+    server.is_out = True
+    for store in stores:
+        for _ in range(FAILURES_TO_REST):
+            await fails(store.get(b"any"))
+
+
+async def bring_back(server: Server, clock: Clock, *stores: ResilientStore) -> None:
+    """Let a server be there again, and its users find out."""
+    server.is_out = server.hangs = False
+    await clock.wait(LONGEST_REST_SECONDS)
+    for store in stores:
+        await fails(store.get(b"any"))  # nobody waits for the trial that this starts
+    await settle()
+
+
 @pytest.mark.parametrize("call", CALLS)
-async def test_a_call_that_hangs_is_given_up_and_the_store_is_not_asked_again(
+async def test_a_store_that_hangs_is_given_up_and_not_asked_again_after_some_calls(
     server: Server, clock: Clock, call: str
 ) -> None:
     store = replica(server, clock)
     server.hangs = True
-    await fails(CALLS[call](store))
+    for _ in range(FAILURES_TO_REST):
+        await fails(CALLS[call](store))
     for other in CALLS.values():
         await fails(other(store))
-    assert server.asked == 1
+    assert server.asked == FAILURES_TO_REST
 
 
-async def test_each_call_has_the_seconds_that_it_is_given(server: Server, clock: Clock) -> None:
+async def test_failures_count_in_a_row_so_one_bad_key_is_not_the_store(server: Server, clock: Clock) -> None:
+    class Broken(Server):
+        async def get(self, key: bytes) -> Pin | None:
+            if key == K:
+                raise OSError("this shard is down")
+            return await super().get(key)
+
+    broken = Broken()
+    store = replica(broken, clock)
+    for _ in range(5 * FAILURES_TO_REST):
+        await fails(store.get(K))
+        assert await store.get(L) is None
+
+
+async def test_what_is_left_of_a_requests_time_says_little_of_the_store(server: Server, clock: Clock) -> None:
     store = replica(server, clock, timeout=3600)
     server.hangs = True
-    await fails(store.get(K, 0.01))
-    for asking in (store.discard(K, A, 0.01), store.claim(K, 5, 0.01)):
-        clock.now += LONGEST_REST_SECONDS
-        await fails(asking)
-    assert server.asked == 3
+    for _ in range(5 * FAILURES_TO_REST):
+        for asking in (store.get(K, clock() + 0.001), store.discard(K, A, clock()), store.claim(K, 5, clock() - 1)):
+            await fails(asking)
+    server.hangs = False
+    assert await store.get(L) is None
 
 
-async def test_calls_that_fail_together_are_one_failure(server: Server, clock: Clock) -> None:
+async def test_calls_that_fail_together_wait_at_the_same_time(server: Server, clock: Clock) -> None:
     store = replica(server, clock)
     server.hangs = True
     results = await asyncio.gather(*(store.get(K) for _ in range(50)), return_exceptions=True)
     assert {type(result) for result in results} == {StoreUnavailable}
-    server.hangs = False
-    await clock.wait(FIRST_REST_SECONDS)
+    await bring_back(server, clock, store)
     assert await store.get(K) is None
 
 
-async def test_a_store_that_is_out_is_asked_again_by_one_call_and_less_and_less_often(
+async def test_a_store_that_is_out_is_tried_less_and_less_often_while_nobody_waits(
     server: Server, clock: Clock
 ) -> None:
     store = replica(server, clock)
-    server.is_out = True
-    await fails(store.get(K))
+    await take_out(server, store)
     pauses = []
     for _ in range(4):
         asked, started = server.asked, clock.now
         while server.asked == asked:
             await clock.wait(0.5)
             await asyncio.gather(*(fails(store.get(K)) for _ in range(10)))
+            await settle()
         assert server.asked == asked + 1, "one of ten"
         pauses.append(clock.now - started)
     assert pauses == [FIRST_REST_SECONDS, 2 * FIRST_REST_SECONDS, 4 * FIRST_REST_SECONDS, LONGEST_REST_SECONDS]
-    server.is_out = False
-    await clock.wait(LONGEST_REST_SECONDS)
+    await bring_back(server, clock, store)
     assert await store.get(K) is None
-    assert await store.get(K) is None
-    server.is_out = True
-    await fails(store.get(K))
+    await take_out(server, store)
     server.is_out = False
     await clock.wait(FIRST_REST_SECONDS)
+    await fails(store.get(K))
+    await settle()
     assert await store.get(K) is None
 
 
-async def test_a_call_that_is_cancelled_says_nothing_and_leaves_room_for_the_next(server: Server, clock: Clock) -> None:
-    store = replica(server, clock, timeout=3600)
-    server.is_out = True
+async def test_an_answer_that_is_there_counts_though_the_event_loop_was_busy(clock: Clock) -> None:
+    class Far(Server):
+        async def get(self, key: bytes) -> Pin | None:
+            ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            threading.Timer(0.01, asyncio.get_running_loop().call_soon_threadsafe, [ready.set_result, None]).start()
+            await ready
+            return A
+
+    store = replica(Far(), clock, timeout=0.05)
+    asking = asyncio.create_task(store.get(K))
+    await asyncio.sleep(0)
+    time.sleep(0.1)  # noqa: ASYNC251
+    assert await asking == A
+
+
+async def test_a_busy_event_loop_is_no_slow_store(clock: Clock) -> None:
+    class Slow(Server):
+        async def get(self, key: bytes) -> Pin | None:
+            await asyncio.sleep(0.12)
+            return A
+
+    store = replica(Slow(), clock, timeout=0.1)
+    asking = asyncio.create_task(store.get(K))
+    await asyncio.sleep(0)
+    time.sleep(0.115)  # noqa: ASYNC251
+    assert await asking == A
     await fails(store.get(K))
-    server.is_out, server.hangs = False, True
-    await clock.wait(FIRST_REST_SECONDS)
-    trial = asyncio.create_task(store.get(K))
-    await until(lambda: server.asked == 2)
-    trial.cancel()
-    await asyncio.wait([trial])
-    server.hangs = False
-    assert await store.get(K) is None
+
+
+class Panic(BaseException):
+    """What native code raises."""
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, Panic, OSError])
+async def test_whatever_a_store_raises_is_a_failure(server: Server, clock: Clock, error: type[BaseException]) -> None:
+    class Raising(Server):
+        async def get(self, key: bytes) -> Pin | None:
+            raise error
+
+    await fails(replica(Raising(), clock).get(K))
+
+
+@pytest.mark.parametrize(
+    "gives", ["text", 5, Pin("two words", 1.0), Pin("a\r\nx: y", 1.0), Pin("", 1.0), Pin("a", cast(Any, None))]
+)
+async def test_what_is_no_pin_is_a_failure(clock: Clock, gives: Any) -> None:
+    class Strange(Server):
+        async def get(self, key: bytes) -> Pin | None:
+            return cast(Pin, gives)
+
+        async def add(self, key: bytes, pin: Pin) -> Pin:
+            return cast(Pin, gives)
+
+    store = replica(Strange(), clock)
+    await fails(store.get(K))
+    await fails(store.add(K, A))
+    assert store.recall(K) == A
+
+
+async def test_an_interrupt_and_a_cancellation_go_through(server: Server, clock: Clock) -> None:
+    class Interrupted(Server):
+        async def get(self, key: bytes) -> Pin | None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        await replica(Interrupted(), clock).get(K)
+    server.hangs = True
+    asking = asyncio.create_task(replica(server, clock, timeout=3600).get(K))
+    await until(lambda: server.asked == 1)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
 
 
 async def test_a_write_that_is_refused_leaves_the_reads(server: Server, clock: Clock) -> None:
     store = replica(server, clock)
     await store.add(K, A)
     server.is_full = True
-    await fails(store.add(L, B))
-    assert await store.get(K) == A
-    assert await store.recall(L) == B
-    await fails(store.get(L))  # it is offered, and refused again
-    assert await store.recall(L) == B
+    for _ in range(2 * FAILURES_TO_REST):
+        await fails(store.add(L, B))
+        assert await store.get(K) == A
+        await fails(store.get(L))  # it is offered, and refused again
+        assert store.recall(L) == B
     server.is_full = False
     assert await store.get(L) == B
     assert await server.store.get(L) == B
@@ -191,10 +291,10 @@ async def test_what_was_seen_is_known_while_the_store_is_out(server: Server, clo
     await server.store.add(K, A)
     assert await store.get(K) == A
     assert await store.get(L) is None
-    server.is_out = True
+    await take_out(server, store)
     await fails(store.get(K))
-    assert await store.recall(K) == A
-    assert await store.recall(L) is None
+    assert store.recall(K) == A
+    assert store.recall(L) is None
 
 
 async def test_while_the_store_answers_it_alone_counts(server: Server, clock: Clock) -> None:
@@ -203,102 +303,124 @@ async def test_while_the_store_answers_it_alone_counts(server: Server, clock: Cl
     assert await other.get(K) == A
     assert await other.discard(K, A)
     assert await one.get(K) is None, "nobody brings back what another replica gave up"
-    assert await one.recall(K) is None
+    assert one.recall(K) is None
     await other.add(K, B)
     assert await one.get(K) == B
-    assert await one.recall(K) == B
+    assert one.recall(K) == B
 
 
 async def test_a_decision_that_could_not_be_told_is_told_when_the_store_is_back(server: Server, clock: Clock) -> None:
     one, other = replica(server, clock), replica(server, clock)
-    server.is_out = True
+    await take_out(server, one)
     await fails(one.add(K, A))
-    await fails(one.get(L))
-    server.is_out = False
-    await clock.wait(FIRST_REST_SECONDS)
-    assert await one.get(L) is None  # another session's request finds out
-    await settle()
+    await fails(one.add(K, B))
+    assert one.recall(K) == A
+    await bring_back(server, clock, one)  # by another session's request
     assert await other.get(K) == A
 
 
 async def test_of_decisions_made_apart_the_first_one_told_wins_everywhere(server: Server, clock: Clock) -> None:
     one, other = replica(server, clock), replica(server, clock)
-    server.is_out = True
+    await take_out(server, one, other)
     await fails(one.add(K, A))
     await fails(other.add(K, B))
-    assert (await one.recall(K), await other.recall(K)) == (A, B)
-    server.is_out = False
-    await clock.wait(LONGEST_REST_SECONDS)
-    assert await other.get(K) == B
+    assert (one.recall(K), other.recall(K)) == (A, B)
+    await bring_back(server, clock, other, one)
     assert await one.get(K) == B
-    assert await one.recall(K) == B
+    assert one.recall(K) == B
 
 
 async def test_a_store_that_restarts_empty_learns_again_what_is_in_use(server: Server, clock: Clock) -> None:
     one, other = replica(server, clock), replica(server, clock)
     await one.add(K, A)
     assert await other.get(K) == A
-    server.is_out = True
-    await fails(one.get(K))
-    server.is_out, server.store = False, MemoryStore()
-    await clock.wait(FIRST_REST_SECONDS)
+    await take_out(server, one)
+    server.store = MemoryStore()
+    await bring_back(server, clock, one)
     assert await one.get(K) == A
     assert await other.get(K) == A
-    assert await one.discard(K, A)
+    assert await other.discard(K, A)
     assert await one.get(K) is None, "this miss is no loss"
 
 
-async def test_a_pin_that_was_given_up_while_the_store_was_out_stays_so(server: Server, clock: Clock) -> None:
+async def test_pins_that_were_given_up_while_the_store_was_out_stay_so(server: Server, clock: Clock) -> None:
+    one = replica(server, clock)
+    for key in (K, L, M):
+        await one.add(key, A)
+    await take_out(server, one)
+    for key in (K, L):
+        await fails(one.discard(key, A))
+    one.void(M)
+    decided = Pin("new", clock.now)
+    await fails(one.add(K, decided))
+    await fails(one.discard(K, decided))  # a second time
+    later = Pin("newer", clock.now)
+    await fails(one.add(K, later))
+    assert one.recall(L) is None
+    await bring_back(server, clock, one)
+    assert [await server.store.get(key) for key in (K, L, M)] == [later, None, None]
+
+
+async def test_a_decision_after_a_pin_was_given_up_in_vain_wins_over_that_pin(server: Server, clock: Clock) -> None:
     one = replica(server, clock)
     await one.add(K, A)
-    await one.add(L, A)
-    server.is_out = True
-    await fails(one.discard(K, A))
-    await fails(one.discard(L, A))
-    assert await one.recall(K) is None
-    await fails(one.add(K, B))
-    server.is_out = False
-    await clock.wait(FIRST_REST_SECONDS)
-    assert await one.get(K) == B
-    await settle()
-    assert await server.store.get(K) == B
-    assert await server.store.get(L) is None
+    one.void(K)
+    decided = Pin("new", clock.now)
+    assert await one.add(K, decided) == decided
+    assert await server.store.get(K) == decided
 
 
-async def test_telling_stops_when_the_store_is_out_again_and_goes_on_later(server: Server, clock: Clock) -> None:
+async def test_telling_goes_on_after_a_refusal_and_again_after_a_pause(server: Server, clock: Clock) -> None:
     store = replica(server, clock)
-    server.is_out = True
+    await take_out(server, store)
     for key in (K, L):
         await fails(store.add(key, A))
-    server.is_out, server.is_full = False, True
-    await clock.wait(FIRST_REST_SECONDS)
-    assert await store.get(b"other") is None
-    await settle()
-    server.is_full = False
+    server.is_full = True
+    await bring_back(server, clock, store)
     assert await server.store.get(K) is None
-    await store.add(b"other", B)
+    server.is_full = False
+    await clock.wait(PAUSE_SECONDS)
+    assert await store.get(b"other") is None
     await settle()
     assert [await server.store.get(key) for key in (K, L)] == [A, A]
 
 
 async def test_a_decision_that_lapsed_meanwhile_is_not_told(server: Server, clock: Clock) -> None:
     store = replica(server, clock)
-    server.is_out = True
+    await take_out(server, store)
     await fails(store.add(K, A))
-    server.is_out = False
     await clock.wait(3600)
-    assert await store.get(L) is None
-    await settle()
+    await bring_back(server, clock, store)
     assert await server.store.get(K) is None
 
 
-async def test_closing_ends_the_telling_and_closes_the_store(server: Server, clock: Clock) -> None:
-    store = replica(server, clock, timeout=3600)
+async def test_claims_are_given_back_beside_the_requests_and_once_more_after_a_failure(
+    server: Server, clock: Clock
+) -> None:
+    one, other = replica(server, clock), replica(server, clock)
+    assert await one.claim(K, 5) is True
+    assert await other.claim(K, 5) is False
+    assert (one.has_claim(K), other.has_claim(K)) == (True, False)
     server.is_out = True
-    await fails(store.add(K, A))
+    one.release(K)
+    one.release(K)  # there is nothing left to give back
+    await settle()
+    assert one.has_claim(K) is False
+    assert len(server.claims) == 1
     server.is_out = False
-    assert await store.add(L, B) == B
-    server.hangs = True
+    await clock.wait(PAUSE_SECONDS)
+    assert await one.get(L) is None
+    await settle()
+    assert server.claims == {}
+
+
+async def test_closing_ends_what_goes_on_beside_and_closes_the_store(server: Server, clock: Clock) -> None:
+    store = replica(server, clock, timeout=3600)
+    await store.add(L, B)
+    await take_out(server, store)
+    server.is_out, server.hangs = False, True
+    await clock.wait(LONGEST_REST_SECONDS)
+    await fails(store.get(K))
     await settle()
     before = len(asyncio.all_tasks())
     await store.aclose()
@@ -307,16 +429,27 @@ async def test_closing_ends_the_telling_and_closes_the_store(server: Server, clo
     assert len(server.store) == 0
 
 
-def test_a_store_may_be_closed_in_another_event_loop(server: Server, clock: Clock) -> None:
+def test_what_goes_on_in_a_closed_event_loop_holds_nobody_up(server: Server, clock: Clock) -> None:
     store = replica(server, clock, timeout=3600)
 
     async def leave_telling() -> None:
-        server.is_out = True
-        await fails(store.add(K, A))
-        server.is_out = False
-        await store.add(L, B)
+        assert await store.claim(K, 5)
+        server.hangs = True
+        store.release(K)
+        await settle()
 
-    asyncio.run(leave_telling())
+    async def go_on() -> None:
+        server.hangs = False
+        assert await store.get(L) is None
+        await settle()
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(leave_telling())
+    for task in asyncio.all_tasks(loop):
+        task.cancel()
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    asyncio.run(go_on())
     asyncio.run(store.aclose())
 
 

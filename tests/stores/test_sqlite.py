@@ -44,10 +44,10 @@ async def test_the_file_is_for_its_owner_alone(path: Path) -> None:
 async def test_only_keys_pins_tokens_and_times_are_kept(path: Path) -> None:
     store = SQLiteStore(path, ttl_seconds=10, clock=Clock())
     await store.add(KEY, B)
-    token = await store.claim(KEY, 5)
+    assert await store.claim(KEY, b"token", 5) is True
     with opened(path) as connection:
         assert list(connection.execute("SELECT * FROM pins")) == [(KEY, B.encode(), 1000.0, 1010.0)]
-        assert list(connection.execute("SELECT * FROM claims")) == [(KEY, token, 1005.0)]
+        assert list(connection.execute("SELECT * FROM claims")) == [(KEY, b"token", 1005.0)]
         names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         assert names == {"pins", "claims", "pin_count"}
     await store.aclose()
@@ -123,9 +123,9 @@ async def test_claims_that_were_never_given_back_leave(path: Path) -> None:
     clock = Clock()
     store = SQLiteStore(path, clock=clock)
     for number in range(30):
-        await store.claim(str(number).encode(), 5)
+        await store.claim(str(number).encode(), b"token", 5)
     await clock.wait(5)
-    await store.claim(KEY, 5)
+    await store.claim(KEY, b"token", 5)
     with opened(path) as connection:
         assert list(connection.execute("SELECT COUNT(*) FROM claims")) == [(11,)]
     await store.aclose()

@@ -1,6 +1,7 @@
 """Files that a SQLite store can't use, at its start and later."""
 
 import asyncio
+import logging
 import os
 import resource
 import sqlite3
@@ -15,6 +16,7 @@ import pytest
 
 from asgi_session_pin import Pin
 from asgi_session_pin.stores.sqlite import SQLiteStore
+from sqlite_files import count
 
 KEY = bytes(range(16))
 A = Pin("model-a", 1.0)
@@ -95,7 +97,7 @@ async def test_a_file_that_goes_bad_later_raises_when_it_is_used(
 ) -> None:
     store = SQLiteStore(path)
     spoil(path)
-    for call in (store.get(KEY), store.add(KEY, A), store.claim(KEY, 1)):
+    for call in (store.get(KEY), store.add(KEY, A), store.claim(KEY, b"token", 1)):
         with pytest.raises((ValueError, sqlite3.DatabaseError), match=message):
             await call
     os.unlink(path)
@@ -218,10 +220,21 @@ async def test_a_disk_that_takes_no_more_raises_and_goes_on_when_there_is_room(p
         assert list(connection.execute("PRAGMA integrity_check")) == [("ok",)]
 
 
-async def test_bytes_that_are_no_pin_raise(path: Path) -> None:
+@pytest.mark.parametrize("value", [b"", b"\xc1", b"a secret of another program", b"\x82\xa5model\x01"])
+async def test_a_row_that_holds_no_pin_stands_in_nobodys_way(
+    path: Path, value: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     await make(path)
-    execute(path, "UPDATE pins SET pin = x'c1'")
+    spoiling = f"UPDATE pins SET pin = x'{value.hex()}'"
     store = SQLiteStore(path)
-    with pytest.raises(ValueError, match="MessagePack"):
-        await store.get(KEY)
+    execute(path, spoiling)
+    assert await store.get(KEY) is None
+    assert count(path) == 0
+    await store.add(KEY, A)
+    execute(path, spoiling)
+    assert await store.add(KEY, BIG) == BIG
+    assert await store.get(KEY) == BIG
+    messages = {record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING}
+    assert messages == {f"a row of {store!r} holds what is no pin of this version; such rows are deleted"}
+    assert "secret" not in caplog.text
     await store.aclose()

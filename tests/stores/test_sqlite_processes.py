@@ -186,7 +186,8 @@ def write_for_ever(path: Path, started: int, seed: int) -> None:
         for turn in count():
             key = key_of(numbers.randrange(300))
             pin = Pin(model_of(key), float(turn))
-            pins = await asyncio.gather(store.add(key, pin), store.get(key), store.claim(key, 0.01))
+            claim = store.claim(key, numbers.randbytes(16), 0.01)
+            pins = await asyncio.gather(store.add(key, pin), store.get(key), claim)
             if numbers.random() < 0.3:
                 await store.discard(key, pins[0])
             if turn == 0:
