@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from .._recent import Recent
 from ..pins import Pin, is_model_name
-from ._time_limit import TimeLimit
+from ._time_limit import within
 from .base import ClaimingStore, PinStore
 from .local_copy import Known, LocalCopy
 
@@ -164,7 +164,7 @@ class ResilientStore:
             raise StoreUnavailable("the store failed lately and is not asked for the moment")
         seconds = until - self._timer()
         try:
-            result = await _within(seconds, call)
+            result = await within(seconds, call)
         except Exception as error:
             # That a write is refused, since the server is full or a replica, says nothing of the reads. Nor does it
             # say much that what is left of a request's time was not enough.
@@ -192,7 +192,7 @@ class ResilientStore:
 
     async def _try(self, key: bytes) -> None:
         try:
-            await _within(max(TRIAL_SECONDS, self._timeout), lambda: self._read(key))
+            await within(max(TRIAL_SECONDS, self._timeout), lambda: self._read(key))
         except Exception:
             return self._rest(min(2 * self._rest_seconds, LONGEST_REST_SECONDS))
         self._is_out = False
@@ -246,25 +246,3 @@ def _checked(pin: object) -> Pin:
 def _is_running(task: asyncio.Task[None] | None) -> bool:
     """Tell whether a task goes on, in this event loop: another one may be closed, or be left behind by a fork."""
     return task is not None and not task.done() and task.get_loop() is asyncio.get_running_loop()
-
-
-async def _within(seconds: float, call: Callable[[], Awaitable[ResultT]]) -> ResultT:
-    """Return what *call* gives; whatever it fails by, but for a cancellation from outside, is an Exception."""
-    if seconds <= 0:
-        raise TimeoutError
-    task = asyncio.current_task()
-    assert task is not None
-    cancellations = task.cancelling()
-    try:
-        async with asyncio.timeout(None) as timeout:
-            limit = TimeLimit(timeout, seconds)
-            try:
-                return await call()
-            finally:
-                limit.cancel()
-    except (Exception, KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    except BaseException as error:  # also what the store's client is cancelled by, or a panic of native code
-        if isinstance(error, asyncio.CancelledError) and task.cancelling() > cancellations:
-            raise
-        raise RuntimeError("the store's client was cancelled, or broke down") from error
