@@ -136,10 +136,12 @@ class ResilientStore:
 
     async def aclose(self) -> None:
         """Close the store."""
-        for task in (self._telling, self._trial):
-            if task is not None and _is_running(task):
-                task.cancel()
+        beside = [task for task in (self._telling, self._trial) if task is not None and _is_running(task)]
+        for task in beside:
+            task.cancel()
         async with asyncio.timeout(CLOSING_SECONDS):
+            if beside:
+                await asyncio.wait(beside)  # none of them may open again what is closed here
             await self._store.aclose()
 
     def _until(self, until: float | None = None) -> float:

@@ -14,7 +14,7 @@ from redis import Redis as SyncRedis
 from redis import exceptions
 from redis.asyncio import Redis
 
-from asgi_driver import DECISION, Gateway, call
+from asgi_driver import DECISION, Gateway, call, until
 from asgi_session_pin import Pin, SessionPinMiddleware
 from asgi_session_pin.stores.redis import RedisStore
 from delaying_proxy import delaying_proxy
@@ -65,11 +65,12 @@ async def test_nothing_in_redis_can_be_read_but_the_model(server: RedisServer) -
     secrets = ["the-session-of-alice", "sk-secret-key", "what is the plan"]
     headers = [(b"x-session-id", secrets[0].encode()), (b"authorization", b"Bearer " + secrets[1].encode())]
     request = {"model": "auto", "messages": [{"role": "user", "content": secrets[2]}]}
-    async with aclosing(RedisStore(server.url)) as store:
-        app = SessionPinMiddleware(Gateway("model-a", "model-b"), store=store)
+    store = RedisStore(server.url)
+    async with aclosing(SessionPinMiddleware(Gateway("model-a", "model-b"), store=store)) as app:
         assert [(await call(app, request, *headers)).pin_status for _ in range(2)] == ["miss", "hit"]
         assert (await call(app, {"model": "other"}, *headers, path=DECISION)).pin_status == "miss"
         assert await store.claim(KEY, TOKEN, 60) is True
+        await until(lambda: server.call("DBSIZE") == 3)  # the middleware has given its own claims back
     content = await read_all(server.url)
     assert len(content) == 3
     assert {name.rpartition(b":")[0] for name in content} == {b"session-pin", b"session-pin:claim"}
