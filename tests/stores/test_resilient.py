@@ -140,7 +140,7 @@ async def test_a_store_that_hangs_is_given_up_and_not_asked_again_after_some_cal
     assert server.asked == FAILURES_TO_REST
 
 
-async def test_failures_count_in_a_row_so_one_bad_key_is_not_the_store(server: Server, clock: Clock) -> None:
+async def test_failures_count_in_a_row_so_one_bad_key_is_not_the_store(clock: Clock) -> None:
     class Broken(Server):
         async def get(self, key: bytes) -> Pin | None:
             if key == K:
@@ -216,7 +216,7 @@ async def test_an_answer_that_is_there_counts_though_the_event_loop_was_busy(clo
 async def test_a_busy_event_loop_is_no_slow_store(clock: Clock) -> None:
     class Slow(Server):
         async def get(self, key: bytes) -> Pin | None:
-            await asyncio.sleep(0.12)
+            await asyncio.sleep(0.12 if key == K else 3600)
             return A
 
     store = replica(Slow(), clock, timeout=0.1)
@@ -224,7 +224,7 @@ async def test_a_busy_event_loop_is_no_slow_store(clock: Clock) -> None:
     await asyncio.sleep(0)
     time.sleep(0.115)  # noqa: ASYNC251
     assert await asking == A
-    await fails(store.get(K))
+    await fails(store.get(L))
 
 
 class Panic(BaseException):
@@ -232,7 +232,7 @@ class Panic(BaseException):
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError, Panic, OSError])
-async def test_whatever_a_store_raises_is_a_failure(server: Server, clock: Clock, error: type[BaseException]) -> None:
+async def test_whatever_a_store_raises_is_a_failure(clock: Clock, error: type[BaseException]) -> None:
     class Raising(Server):
         async def get(self, key: bytes) -> Pin | None:
             raise error
