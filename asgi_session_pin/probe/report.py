@@ -6,14 +6,13 @@ from typing import Any
 
 import msgspec
 
-from ._patterns import Alias
-from ._yaml import dump_yaml
-from .deployments import MAX_ALIASES
+from .._patterns import Alias
+from .._yaml import dump_yaml
+from ..response import is_dated
 from .evidence import NONSENSE, Evidence, named_in, shown
-from .examination import Finding, Stage
-from .findings import choose, find_all, router_models, settings_of, why_not
-from .naming import rank, undated
-from .response import is_dated
+from .findings import Finding, Stage, choose, find_all, router_models, settings_of, why_not
+from .litellm import MAX_ALIASES
+from .places import rank, undated
 
 WIDTH, NARROW = 100, 80  # of the text
 _HEADINGS = ("source", "names", "plain", "streamed", "which is")

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from asgi_session_pin import Config
 from asgi_session_pin._decompress import open_decoder
 from asgi_session_pin._yaml import load_yaml
-from asgi_session_pin.deployments import (
+from asgi_session_pin.probe.evidence import NONSENSE, BodyReader, Evidence, Reply, shown
+from asgi_session_pin.probe.findings import Examination, Stage, choose, find_all, next_name, settings_of
+from asgi_session_pin.probe.litellm import (
     MAX_ALIASES,
     Deployment,
     auto_routers,
@@ -22,11 +24,8 @@ from asgi_session_pin.deployments import (
     read_listed,
     shorten,
 )
-from asgi_session_pin.evidence import NONSENSE, BodyReader, Evidence, Reply, shown
-from asgi_session_pin.examination import Examination, Stage
-from asgi_session_pin.findings import choose, find_all, next_name, settings_of
-from asgi_session_pin.naming import DEFAULTS, may_be_name, names_in_body, names_in_headers, rank, undated
-from asgi_session_pin.report import Report
+from asgi_session_pin.probe.places import DEFAULTS, may_be_name, names_in_body, names_in_headers, rank, undated
+from asgi_session_pin.probe.report import Report
 
 
 def reply(model: str, named: str | None, *, hard: bool = False, stream: bool = False, **more: Any) -> Reply:

@@ -5,13 +5,13 @@ from collections.abc import Callable
 
 import msgspec
 
-from ._decompress import Decoder
-from ._headers import EVENTS, JSON
-from ._json import Members, find_string
-from ._sse import EventDecoder
-from .deployments import Deployment
-from .naming import BODY_DEFAULTS, MAX_SOURCES, names_in_body, names_in_headers, rank, read_object, unusable_name
-from .response import is_error
+from .._decompress import Decoder
+from .._headers import EVENTS, JSON
+from .._json import Members, find_string
+from .._sse import EventDecoder
+from ..response import is_error
+from .litellm import Deployment
+from .places import BODY_DEFAULTS, MAX_SOURCES, names_in_body, names_in_headers, rank, read_object, unusable_name
 
 NONSENSE = "asgi-session-pin-probe-nonexistent"  # a name that no gateway has
 

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from asgi_session_pin.cli import main
-from asgi_session_pin.deployments import MAX_ALIASES
+from asgi_session_pin.probe.litellm import MAX_ALIASES
 from fake_gateways import (
     DEPLOYMENTS,
     LARGE,

@@ -12,7 +12,7 @@ import pytest
 from asgi_session_pin import Config, SessionPinMiddleware
 from asgi_session_pin.cli import main
 from asgi_session_pin.config import Decisions
-from asgi_session_pin.probing import EASY, HARD
+from asgi_session_pin.probe.asking import EASY, HARD
 from fake_gateways import (
     DEPLOYMENTS,
     LARGE,
@@ -313,7 +313,7 @@ def test_a_gateway_that_does_not_stream_is_judged_by_its_plain_answers(probe: Pr
 
 
 def test_the_fastapi_example_needs_only_its_routers_name(probe: Probe) -> None:
-    with serve_script(Path(__file__).parent.parent / "examples" / "fastapi_proxy.py") as url:
+    with serve_script(Path(__file__).parents[2] / "examples" / "fastapi_proxy.py") as url:
         alone = probe.url(url, None, "auto")
         assert alone.report["settings"] == {}
         outcome = probe.url(url, None, "auto", "openai/gpt-4o")

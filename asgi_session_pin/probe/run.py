@@ -6,15 +6,14 @@ import sys
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
-from . import __version__
-from ._upstream import base_path, read_upstream
-from .deployments import read_deployments, read_listed
+from .. import __version__
+from .._upstream import base_path, read_upstream
+from ..session import PRESETS
+from .asking import MAX_TOKENS, NoAnswer, Prober, Target
 from .evidence import NONSENSE, Evidence, Reply, shown
-from .examination import TROUBLES
-from .findings import find_all, next_name
-from .probing import MAX_TOKENS, NoAnswer, Prober, Target
+from .findings import TROUBLES, find_all, next_name
+from .litellm import read_deployments, read_listed
 from .report import NARROW, WIDTH, Report
-from .session import PRESETS
 
 # Each name of the operator's is asked for in this order, plain and streamed: a router that decides by the prompt goes
 # one way and back.

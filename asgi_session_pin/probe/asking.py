@@ -14,9 +14,9 @@ from urllib.parse import SplitResult
 
 import msgspec
 
-from ._decompress import open_decoder
-from ._headers import is_identity, media_type
-from ._upstream import base_path
+from .._decompress import open_decoder
+from .._headers import is_identity, media_type
+from .._upstream import base_path
 from .evidence import BodyReader, Reply
 
 MAX_TOKENS = 16

@@ -2,9 +2,9 @@
 
 import re
 
-from ._json import Members, decode_members, find_string
-from .config import Config, Decisions
-from .response import RESPONSE_HEADERS, DecisionRules, is_dated
+from .._json import Members, decode_members, find_string
+from ..config import Config, Decisions
+from ..response import RESPONSE_HEADERS, DecisionRules, is_dated
 
 MAX_MEMBERS = 200
 MAX_SOURCES = 20
