@@ -1,6 +1,7 @@
 """The command line: `asgi-session-pin demo | check FILE | serve --upstream URL | probe --upstream URL --model NAME`."""
 
 import argparse
+import asyncio
 import io
 import os
 import sys
@@ -101,7 +102,7 @@ def probe_gateway(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -
         target = read_target(chosen.upstream, chosen.path, key, chosen.headers, chosen.timeout)
     except ValueError as error:
         parser.error(f"argument --{error}")
-    return run_probe(target, list(dict.fromkeys(chosen.models)), as_json=chosen.json)
+    return asyncio.run(run_probe(target, list(dict.fromkeys(chosen.models)), as_json=chosen.json))
 
 
 def _name(text: str) -> str:

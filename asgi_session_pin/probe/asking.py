@@ -1,21 +1,21 @@
-"""The probe's requests: one connection each, a limit of time and of bytes, and never more than was announced."""
+"""The probe's requests: each within a limit of time and of bytes, and never more of them than was announced."""
 
+import asyncio
 import contextlib
-import http.client
 import json
+import os
 import secrets
 import socket
 import ssl
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import SplitResult
 
+import httpx
 import msgspec
 
-from .._decompress import open_decoder
-from .._headers import is_identity, media_type
 from .._upstream import base_path
 from .evidence import BodyReader, Reply
 
@@ -47,9 +47,14 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     timeout: float
 
     @property
+    def base(self) -> str:
+        """The URL that paths are below."""
+        return f"{self.upstream.scheme}://{self.upstream.netloc}{base_path(self.upstream)}"
+
+    @property
     def url(self) -> str:
         """The URL of the completion endpoint."""
-        return f"{self.upstream.scheme}://{self.upstream.netloc}{base_path(self.upstream)}{self.path}"
+        return self.base + self.path
 
     def is_secret(self, text: str) -> bool:
         """Tell whether *text* is not to be shown."""
@@ -79,127 +84,107 @@ class NoAnswer(Exception):
 
 
 class Prober:
-    """Sends requests to a gateway, at most *limit* of them."""
+    """Sends requests to a gateway, at most *limit* of them, each over a connection of its own."""
 
     def __init__(self, target: Target, limit: int) -> None:
         self.sent = 0
         self.limit = limit
         self._target = target
         self._limits = list(target.limits)
-        self._late = f"no whole answer within {target.timeout:g} s"
+        self._headers = [(name.encode(), value.encode("latin-1")) for name, value in target.headers.items()]
+        self._tls = ssl.create_default_context()  # the system's authorities, or those of SSL_CERT_FILE
 
-    def ask(self, model: str, *, hard: bool, stream: bool) -> Reply:
+    async def ask(self, model: str, *, hard: bool, stream: bool) -> Reply:
         """Ask for *model* and return what the reply tells."""
-        reply = self._ask(model, hard, stream)
+        reply = await self._ask(model, hard, stream)
         if reply.remark == "unsupported_parameter" and len(self._limits) > 1:
             del self._limits[0]
-            reply = self._ask(model, hard, stream)
+            reply = await self._ask(model, hard, stream)
         return reply
 
-    def _ask(self, model: str, hard: bool, stream: bool) -> Reply:
+    async def _ask(self, model: str, hard: bool, stream: bool) -> Reply:
         body = self._target.body(model, HARD if hard else EASY, stream, self._limits[0])
-        with self._request("POST", self._target.path, body) as response:
-            headers = self._headers(response)
-            reader = self._open_reader(headers)
-            for data in _pieces(response):
+        async with self._request("POST", self._target.path, body) as response:
+            headers = self._read_headers(response)
+            reader = BodyReader(headers, self._target.is_secret)
+            async for data in response.aiter_raw():
                 reader.feed(data)
                 if reader.finished:
                     break
             reader.end()
-            return Reply(
-                model=model,
-                hard=hard,
-                stream=stream,
-                status=response.status,
-                headers=headers,
-                members=reader.members,
-                unusable=reader.unusable,
-                failed=reader.failed,
-                remark=reader.remark,
-            )
+        return Reply(
+            model=model,
+            hard=hard,
+            stream=stream,
+            status=response.status_code,
+            headers=headers,
+            members=reader.members,
+            unusable=reader.unusable,
+            failed=reader.failed,
+            remark=reader.remark,
+        )
 
-    def get(self, path: str) -> bytes:
+    async def get(self, path: str) -> bytes:
         """Return the body at *path*; nothing if there is none."""
-        with contextlib.suppress(NoAnswer), self._request("GET", path, None) as response:
-            content = bytearray()
-            for data in _pieces(response):
-                content += data
-                if len(content) > MAX_LIST_BYTES:
-                    return b""
-            return bytes(content) if response.status == 200 else b""
+        content = bytearray()
+        with contextlib.suppress(NoAnswer):
+            async with self._request("GET", path, None) as response:
+                async for data in response.aiter_raw():
+                    content += data
+                    if len(content) > MAX_LIST_BYTES:
+                        return b""
+            return bytes(content) if response.status_code == 200 else b""
         return b""
 
-    def _headers(self, response: http.client.HTTPResponse) -> dict[bytes, bytes]:
+    def _read_headers(self, response: httpx.Response) -> dict[bytes, bytes]:
         """Return the headers that came once and hold no secret."""
-        pairs = [(name.lower(), value) for name, value in response.getheaders()]
-        names = [name for name, _ in pairs]
+        headers = [(name.lower(), value) for name, value in response.headers.raw]
+        counts = Counter(name for name, _ in headers)
         return {
-            name.encode("latin-1"): value.encode("latin-1")
-            for name, value in pairs
-            if names.count(name) == 1 and not self._target.is_secret(value) and not self._target.is_secret(name)
+            name: value
+            for name, value in headers
+            if counts[name] == 1 and not any(self._target.is_secret(text.decode("latin-1")) for text in (name, value))
         }
 
-    def _open_reader(self, headers: dict[bytes, bytes]) -> BodyReader:
-        coding = headers.get(b"content-encoding", b"")
-        kind = media_type(headers.get(b"content-type", b""))
-        decoder = None if is_identity(coding) else open_decoder(coding)
-        known = decoder is not None or is_identity(coding)
-        return BodyReader(kind if known else None, decoder, self._target.is_secret)
-
-    @contextmanager
-    def _request(self, method: str, path: str, body: bytes | None) -> Iterator[http.client.HTTPResponse]:
+    @asynccontextmanager
+    async def _request(self, method: str, path: str, body: bytes | None) -> AsyncIterator[httpx.Response]:
         if self.sent >= self.limit:
             raise RuntimeError(f"{self.limit} requests were announced, and all of them are sent")
         self.sent += 1
-        connection = self._connect()
-        late = threading.Event()
+        url = self._target.base + path
         try:
-            connection.connect()
-            stop = threading.Timer(self._target.timeout, _cut, (connection.sock, late))
-            stop.start()
-            try:
-                connection.request(method, base_path(self._target.upstream) + path, body, self._target.headers)
-                with connection.getresponse() as response:
-                    yield response
-            finally:
-                stop.cancel()
-        except (OSError, http.client.HTTPException) as error:
-            raise NoAnswer(self._late if late.is_set() or isinstance(error, TimeoutError) else _reason(error)) from None
-        finally:
-            connection.close()
-        if late.is_set():
-            raise NoAnswer(self._late)
-
-    def _connect(self) -> http.client.HTTPConnection:
-        host, port, timeout = self._target.upstream.hostname, self._target.upstream.port, self._target.timeout
-        if self._target.upstream.scheme == "https":
-            return http.client.HTTPSConnection(str(host), port, timeout=timeout, context=ssl.create_default_context())
-        return http.client.HTTPConnection(str(host), port, timeout=timeout)
+            async with (
+                asyncio.timeout(self._target.timeout),  # of all that follows; httpx would bound each step alone
+                httpx.AsyncClient(verify=self._tls, trust_env=False, timeout=self._target.timeout) as client,
+                client.stream(method, url, headers=self._headers, content=body) as response,
+            ):
+                yield response
+        except (TimeoutError, httpx.TimeoutException):
+            raise NoAnswer(f"no whole answer within {self._target.timeout:g} s") from None
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise NoAnswer(_reason(error)) from None
 
 
-def _pieces(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    while data := response.read1(65_536):
-        yield data
-    if response.length:
-        raise http.client.IncompleteRead(b"", response.length)
-
-
-def _cut(connection: socket.socket, late: threading.Event) -> None:
-    """End a request that takes too long, wherever it is. A TLS connection is cut below its TLS, which nobody awaits."""
-    late.set()
-    with contextlib.suppress(OSError):
-        socket.socket.shutdown(connection, socket.SHUT_RDWR)
-
-
-def _reason(error: OSError | http.client.HTTPException) -> str:
+def _reason(error: Exception) -> str:
     """Return in words what happened, without anything that the gateway sent."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        told = error.verify_message.rstrip(".")
-        return f"its certificate is not trusted ({told}); SSL_CERT_FILE can name a file of authorities to trust"
-    if isinstance(error, ssl.SSLError):
-        return f"TLS failed ({str(error.reason).replace('_', ' ').lower()}); is it an http:// URL?"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if isinstance(error, http.client.RemoteDisconnected):
-        return "the connection was closed without an answer"
-    return "the answer broke off" if isinstance(error, http.client.IncompleteRead) else "the answer is no HTTP"
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            told = cause.verify_message.rstrip(".")
+            return f"its certificate is not trusted ({told}); SSL_CERT_FILE can name a file of authorities to trust"
+        if isinstance(cause, ssl.SSLError):
+            return f"TLS failed ({str(cause.reason).replace('_', ' ').lower()}); is it an http:// URL?"
+        if isinstance(cause, OSError) and cause.errno:
+            return str(cause.strerror) if isinstance(cause, socket.gaierror) else os.strerror(cause.errno)
+    if isinstance(error, httpx.InvalidURL):
+        return "it is no address"
+    if isinstance(error, httpx.RemoteProtocolError) and not str(error).startswith("Server disconnected"):
+        return "the answer broke off" if str(error).startswith("peer closed") else "the answer is no HTTP"
+    return "the connection was closed without an answer"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        if isinstance(error, BaseExceptionGroup):  # one for each address of a host
+            error = error.exceptions[0]
+        yield error
+        error = error.__cause__ or error.__context__

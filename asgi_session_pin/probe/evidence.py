@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from .._decompress import Decoder
-from .._headers import EVENTS, JSON
+from .._decompress import open_decoder
+from .._headers import EVENTS, JSON, media_type
 from .._json import Members, find_string
 from .._sse import EventDecoder
 from ..response import is_error
@@ -122,27 +122,30 @@ def named_in(reply: Reply, known: frozenset[str]) -> dict[str, str]:
 class BodyReader:
     """Looks at a body as it comes, until it has named a model; `finished` says that no more is needed."""
 
-    def __init__(self, kind: str | None, decoder: Decoder | None, is_secret: Callable[[str], bool]) -> None:
+    def __init__(self, headers: dict[bytes, bytes], is_secret: Callable[[str], bool]) -> None:
         self.members: Members = {}
         self.unusable = ""
         self.failed = False
-        self.remark = "" if kind else "neither JSON nor events"
-        self.finished = kind is None
-        self._kind = kind
-        self._decoder = decoder
+        self.remark = ""
+        self.finished = False
         self._is_secret = is_secret
+        self._kind = media_type(headers.get(b"content-type", b""))
+        self._decoder = open_decoder(headers.get(b"content-encoding", b""))
         self._events = EventDecoder()
         self._seen = 0
         self._size = 0
         self._content = bytearray()
+        if self._kind is None or self._decoder is None:
+            self._finish("neither JSON nor events")
 
     def feed(self, data: bytes) -> None:
         """Look at the next piece."""
-        if self._decoder is not None:
-            try:
-                data = self._decoder.decode(data, MAX_BYTES - self._size + 1)
-            except Exception:  # whatever a decoder does
-                return self._finish("can't be decoded, or is too large")
+        if self.finished or self._decoder is None:
+            return
+        try:
+            data = self._decoder.decode(data, MAX_BYTES - self._size + 1)
+        except Exception:  # whatever a decoder does
+            return self._finish("can't be decoded, or is too large")
         self._size += len(data)
         if self._kind == JSON:
             self._content += data
@@ -156,7 +159,7 @@ class BodyReader:
         """Look at what has come: there is no more of it."""
         if self._kind == JSON and not self.finished:
             self._look(read_object(bytes(self._content)))
-            if not self._content or bytes(self._content).lstrip()[:1] != b"{":
+            if self._content.lstrip()[:1] != b"{":
                 self.remark = "no JSON object"
 
     def _look(self, members: Members) -> None:

@@ -1,5 +1,6 @@
 """`asgi-session-pin probe`: asks a live gateway how it names models, and says which settings it needs."""
 
+import asyncio
 import re
 import shutil
 import sys
@@ -48,6 +49,7 @@ def read_target(upstream: str, path: str, key: str | None, headers: Iterable[str
             raise ValueError(f"upstream: leave out {start} at its end, --path has it")
     sent = {
         "accept": "application/json, text/event-stream",
+        "accept-encoding": "identity",
         "content-type": "application/json",
         "user-agent": f"asgi-session-pin/{__version__}",
     }
@@ -80,18 +82,18 @@ def _read_header(text: str) -> tuple[str, str]:
     return name, found[2].rstrip()
 
 
-def run_probe(target: Target, names: Sequence[str], *, as_json: bool) -> int:
+async def run_probe(target: Target, names: Sequence[str], *, as_json: bool) -> int:
     """Ask the gateway, print what was found, and return the exit code: that of the report, 2 if there is none."""
     limit = len(names) * 2 * len(ROUNDS) + SENT_BACK + _OTHERS
     _tell(f"at most {limit} requests to {target.url}, each for an answer of at most {MAX_TOKENS} tokens")
     prober = Prober(target, limit)
     evidence = Evidence(names=tuple(names))
     try:
-        _Run(target, prober, evidence).run()
+        await _Run(target, prober, evidence).run()
     except Stopped as error:
         _tell(f"error: {error}")
         return 2
-    except KeyboardInterrupt:
+    except asyncio.CancelledError:  # by the keyboard
         _tell(f"stopped; requests sent: {prober.sent}")
         return 130
     report = Report(evidence, target.url, prober.sent, limit)
@@ -109,23 +111,23 @@ class _Run:
         self._evidence = evidence
         self._silences = 0
 
-    def run(self) -> None:
+    async def run(self) -> None:
         for name in self._evidence.names:
             _tell(f"asking for {shown(name)}")
             for stream in (False, True):
                 for hard in ROUNDS:
-                    self._ask(name, hard, stream)
+                    await self._ask(name, hard, stream)
         if not self._evidence.asked:
             raise Stopped(f"no request was served: {self._outcomes()}{self._hint()}")
         if all(reply.remark for reply in self._evidence.asked) and not any(self._evidence.named):
             raise Stopped(f"no answer could be read: {self._outcomes()}; are --upstream and --path right?")
-        self._look_at_lists()
-        self._send_back()
+        await self._look_at_lists()
+        await self._send_back()
 
-    def _ask(self, name: str, hard: bool, stream: bool) -> Reply:
+    async def _ask(self, name: str, hard: bool, stream: bool) -> Reply:
         first = not self._evidence.replies
         try:
-            reply = self._prober.ask(name, hard=hard, stream=stream)
+            reply = await self._prober.ask(name, hard=hard, stream=stream)
         except NoAnswer as error:
             self._silences += 1
             if first or self._silences == _MAX_SILENCES:
@@ -150,28 +152,28 @@ class _Run:
             return "; is the key right, and allowed to use this model? (--key, --key-env, --header)"
         return "; are --upstream, --path, --model and the key right?"  # LiteLLM gives 400 and 500 for a wrong key
 
-    def _look_at_lists(self) -> None:
+    async def _look_at_lists(self) -> None:
         _tell("reading the lists of models")
-        self._evidence.listed = read_listed(self._prober.get(_sibling(self._target.path)))
+        self._evidence.listed = read_listed(await self._prober.get(_sibling(self._target.path)))
         if self._evidence.is_litellm:
             for path in ("/model/info", "/v1/model/info"):
-                self._evidence.deployments = read_deployments(self._prober.get(path))
+                self._evidence.deployments = read_deployments(await self._prober.get(path))
                 if self._evidence.deployments:
                     break
 
-    def _send_back(self) -> None:
+    async def _send_back(self) -> None:
         left = SENT_BACK
         while (name := next_name(find_all(self._evidence))) is not None:
             if name == NONSENSE:
                 _tell(f"asking for {shown(name)}, which no gateway has")
-                self._ask(name, hard=False, stream=False)
+                await self._ask(name, hard=False, stream=False)
             elif left < len(_EACH_SENT_BACK):
                 self._evidence.spent = True
             else:
                 _tell(f"sending back {shown(name)}")
                 for hard, stream in _EACH_SENT_BACK:
                     left -= 1
-                    if not self._ask(name, hard, stream).served:
+                    if not (await self._ask(name, hard, stream)).served:
                         break
 
 

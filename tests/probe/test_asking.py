@@ -1,5 +1,6 @@
 """What `asgi-session-pin probe` sends, and what it makes of gateways that do not behave."""
 
+import asyncio
 import json
 import socket
 import subprocess
@@ -166,7 +167,9 @@ def test_wrong_arguments_are_one_clear_line_and_exit_2(
 
 
 def test_it_needs_no_extra() -> None:
-    script = "import sys; sys.modules['httpx'] = sys.modules['uvicorn'] = None; from asgi_session_pin.cli import main; "
+    script = (
+        "import sys; sys.modules['uvicorn'] = sys.modules['brotli'] = None; from asgi_session_pin.cli import main; "
+    )
     script += "sys.exit(main(['probe', '--upstream', 'http://127.0.0.1:9', '--model', 'auto']))"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert ended.returncode == 2
@@ -362,23 +365,49 @@ def test_a_silence_now_and_then_is_told(capsys: pytest.CaptureFixture[str]) -> N
     assert "5 of 6 served; plain: the answer broke off" in capsys.readouterr().out
 
 
-def test_never_more_requests_are_sent_than_announced() -> None:
+def prober(url: str, limit: int = 2) -> Prober:
+    return Prober(read_target(url, "/v1/chat/completions", None, [], 5), limit)
+
+
+async def test_never_more_requests_are_sent_than_announced() -> None:
     gateway = FakeGateway(plain_router)
     with serve_app(gateway) as url:
-        prober = Prober(read_target(url, "/v1/chat/completions", None, [], 5), 2)
-        prober.ask("auto", hard=False, stream=False)
-        assert prober.get("/v1/models") == b""
+        bounded = prober(url, 2)
+        await bounded.ask("auto", hard=False, stream=False)
+        assert await bounded.get("/v1/models") == b""
         with pytest.raises(RuntimeError, match="2 requests were announced"):
-            prober.ask("auto", hard=False, stream=False)
+            await bounded.ask("auto", hard=False, stream=False)
     assert len(gateway.requests) == 2
 
 
-def test_a_list_that_is_too_long_or_never_comes_is_none() -> None:
+async def test_a_list_that_is_too_long_or_never_comes_is_none() -> None:
     gateway = serving(lambda request: endless(b"x" * 65_536))
     with serve_app(gateway) as url:
-        prober = Prober(read_target(url, "/v1/chat/completions", None, [], 5), 2)
-        assert prober.get("/v1/models") == b""
-    prober = Prober(read_target(f"http://127.0.0.1:{free_port()}", "/v1/chat/completions", None, [], 5), 2)
-    assert prober.get("/v1/models") == b""
+        assert await prober(url).get("/v1/models") == b""
+    assert await prober(f"http://127.0.0.1:{free_port()}").get("/v1/models") == b""
+
+
+UNREACHABLE = {
+    "http://127.0.0.1:9": "Connection refused",
+    "http://localhost:9": "Connection refused",
+    "http://nowhere.invalid": r"[Nn]ame",
+    "http://999.1.1.1": "it is no address",
+}
+
+
+@pytest.mark.parametrize("url", UNREACHABLE)
+async def test_it_is_told_why_a_gateway_cannot_be_reached(url: str) -> None:
+    with pytest.raises(NoAnswer, match=UNREACHABLE[url]):
+        await prober(url).ask("auto", hard=False, stream=False)
+
+
+async def test_each_address_of_a_host_is_tried_and_one_refusal_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the machine's own `localhost` has one address alone."""
+
+    async def addresses(*_: object, **__: object) -> list[object]:
+        both = [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "127.0.0.2")]
+        return [(family, socket.SOCK_STREAM, 6, "", (address, 9)) for family, address in both]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", addresses)
     with pytest.raises(NoAnswer, match="Connection refused"):
-        prober.ask("auto", hard=False, stream=False)
+        await prober("http://gateway.test:9").ask("auto", hard=False, stream=False)
