@@ -7,6 +7,7 @@ from operator import itemgetter
 JSON = "json"
 EVENTS = "events"
 Headers = list[tuple[bytes, bytes]]
+NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # of a header, as a pattern: a token of RFC 9110, section 5.6.2
 
 # Clients choose names: the memory of them is bounded in entries and in bytes.
 _MAX_REMEMBERED = 1024

@@ -37,7 +37,7 @@ class DecisionRules:
     """Where responses name the model that the router chose, and which names are decisions."""
 
     def __init__(self, config: Config) -> None:
-        self._sources = [_read_source(source) for source in config.decisions.sources]
+        self._sources = [read_source(source) for source in config.decisions.sources]
         self._aliases = [Alias(name, target) for name, target in config.decisions.aliases.items()]
         self._router_models = Patterns(config.routing.router_models)
         self.max_bytes = config.limits.max_inspected_response_bytes
@@ -199,7 +199,7 @@ class JSONReader(ResponseReader):
         self.content += data
         self.to_come -= sent
         if not more or self.to_come <= 0:
-            self.finish(_read_object(bytes(self.content)))
+            self.finish(read_object(bytes(self.content)))
 
 
 class EventReader(ResponseReader):
@@ -210,13 +210,13 @@ class EventReader(ResponseReader):
 
     def _read(self, data: bytes, more: bool, sent: int) -> None:
         for event in self.events.feed(data):
-            members = _read_object(event)
+            members = read_object(event)
             if self.first_only or is_error(members) or self.rules.find_model({}, members, self.asked) is not None:
                 return self.finish(members)
         return None if more else self.finish()
 
 
-def _read_object(text: bytes) -> Members:
+def read_object(text: bytes) -> Members:
     """Return the JSON object that a body or an event is; an empty one for anything else, such as "[DONE]"."""
     try:
         return decode_members(text)
@@ -255,6 +255,7 @@ def _name(asked: object) -> str | None:
     return asked if type(asked) is str and len(asked) <= MAX_NAME else None
 
 
-def _read_source(source: str) -> tuple[str, bytes | None, tuple[str, ...]]:
+def read_source(source: str) -> tuple[str, bytes | None, tuple[str, ...]]:
+    """Return one of `decisions.sources` with the header that it names, or the path in the body."""
     kind, _, name = source.partition(":")
     return (source, name.lower().encode(), ()) if kind == "header" else (source, None, tuple(name.split(".")))

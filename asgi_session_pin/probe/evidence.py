@@ -9,9 +9,9 @@ from .._decompress import open_decoder
 from .._headers import EVENTS, JSON, media_type
 from .._json import Members, find_string
 from .._sse import EventDecoder
-from ..response import is_error
+from ..response import is_error, read_object, read_source
 from .litellm import Deployment
-from .places import BODY_DEFAULTS, MAX_SOURCES, names_in_body, names_in_headers, rank, read_object, unusable_name
+from .places import BODY_DEFAULTS, MAX_SOURCES, names_in_body, names_in_headers, rank, unusable_name
 
 NONSENSE = "asgi-session-pin-probe-nonexistent"  # a name that no gateway has
 
@@ -175,7 +175,7 @@ class BodyReader:
         if len(named) < len(found):
             self.remark = "what holds the key or the value of a --header is left out"
         for source in named:
-            key = source[5:].partition(".")[0]
+            key = read_source(source)[2][0]
             self.members.setdefault(key, members[key])
         unusable = unusable_name(members)
         self.unusable = self.unusable or ("" if self._is_secret(unusable) else unusable)

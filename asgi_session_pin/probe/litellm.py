@@ -1,16 +1,16 @@
 """LiteLLM's own list of its deployments: from what its answers name back to the groups that it takes as `model`."""
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import msgspec
 
+from ..pins import is_model_name
+
 MAX_LISTED = 5_000
 MAX_ALIASES = 100
 _ROUTER = "auto_router/"
-_visible = re.compile(r"[\x21-\x7e]{1,256}").fullmatch
 
 
 class Deployment(NamedTuple):
@@ -92,4 +92,4 @@ def _mapping(value: object) -> dict[str, Any]:
 
 def _text(value: object) -> str:
     """Return a name; empty if *value* is none."""
-    return value if isinstance(value, str) and _visible(value) else ""
+    return value if isinstance(value, str) and is_model_name(value) else ""

@@ -2,20 +2,21 @@
 
 import re
 
-from .._json import Members, decode_members, find_string
+from .._headers import NAME
+from .._json import Members, find_string
 from ..config import Config, Decisions
-from ..response import RESPONSE_HEADERS, DecisionRules, is_dated
+from ..response import RESPONSE_HEADERS, DecisionRules, is_dated, read_object, read_source
 
 MAX_MEMBERS = 200
 MAX_SOURCES = 20
 
 DEFAULTS = Decisions().sources
-BODY_DEFAULTS = tuple(source for source in DEFAULTS if source.startswith("body:"))
+BODY_DEFAULTS = {source: path for source, _, path in map(read_source, DEFAULTS) if path}
 # The first of these that LiteLLM sends tells most; ids of deployments change with its configuration. Others of its
 # headers tell of its router: tiers and causes, no models.
 _LITELLM = ("header:x-litellm-model-name", "header:x-litellm-model-id", "header:x-litellm-model-group")
 
-_is_header = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]{1,64}").fullmatch
+_is_header = re.compile(NAME).fullmatch
 _tells = re.compile(r"model|deployment|engine|rout").search
 _is_member = re.compile(r"(?=.{1,64}\Z)[\w-]*model[\w-]*", re.ASCII | re.IGNORECASE).fullmatch
 _is_parent = re.compile(r"[\w-]{1,64}", re.ASCII).fullmatch
@@ -42,7 +43,7 @@ def names_in_headers(headers: dict[bytes, bytes], known: frozenset[str]) -> dict
     named = {}
     for raw_name, raw_value in headers.items():
         name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1").strip()
-        if raw_name not in RESPONSE_HEADERS and _is_header(name) and may_be_name(value):
+        if raw_name not in RESPONSE_HEADERS and len(name) <= 64 and _is_header(name) and may_be_name(value):
             source = f"header:{name}"
             tells = source in _LITELLM if name.startswith("x-litellm-") else _tells(name)
             if value in known or source in DEFAULTS or tells:
@@ -52,7 +53,7 @@ def names_in_headers(headers: dict[bytes, bytes], known: frozenset[str]) -> dict
 
 def names_in_body(members: Members) -> dict[str, str]:
     """Return the strings that may name a model, by their source: the usual places, then members called so."""
-    found = {source: find_string(members, tuple(source[5:].split("."))) for source in BODY_DEFAULTS}
+    found = {source: find_string(members, path) for source, path in BODY_DEFAULTS.items()}
     for key, value in list(members.items())[:MAX_MEMBERS]:
         if _is_member(key):
             found.setdefault(f"body:{key}", find_string(members, (key,)))
@@ -65,7 +66,7 @@ def names_in_body(members: Members) -> dict[str, str]:
 
 def unusable_name(members: Members) -> str:
     """Return what stands at one of the usual places but can be no name; empty if there is nothing of that kind."""
-    found = (find_string(members, tuple(source[5:].split("."))) for source in BODY_DEFAULTS)
+    found = (find_string(members, path) for path in BODY_DEFAULTS.values())
     return next((value for value in found if value and not may_be_name(value.strip())), "")
 
 
@@ -83,11 +84,3 @@ def may_be_name(value: str) -> bool:
 def undated(name: str) -> str | None:
     """Return the name of a dated snapshot without its date; None if it has no date."""
     return next((name[:-size] for size in (9, 11) if name[:-size] and is_dated(name, name[:-size])), None)
-
-
-def read_object(text: bytes) -> Members:
-    """Return the JSON object that a body or an event is; an empty one for anything else."""
-    try:
-        return decode_members(text)
-    except ValueError:
-        return {}

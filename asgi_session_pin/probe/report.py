@@ -15,8 +15,6 @@ from .litellm import MAX_ALIASES
 from .places import rank, undated
 
 WIDTH, NARROW = 100, 80  # of the text
-_HEADINGS = ("source", "names", "plain", "streamed", "which is")
-_WIDEST = 36  # of the first two columns, which are narrower where they have to be
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -61,7 +59,7 @@ class Report:
 
     def text(self, width: int = WIDTH) -> str:
         """Return the report for people, in lines of *width* characters, from NARROW to WIDTH."""
-        lines = [line for name in [*self._evidence.names, *self._tried] for line in self._table(name, width)]
+        lines = [line for name in [*self._evidence.names, *self._tried] for line in self._lines(name, width)]
         lines.append("Where the model could be read, usual places first:")
         for finding in self._findings:
             mark = "+" if finding.works else "-" if finding.needs is None else "?"
@@ -157,18 +155,12 @@ class Report:
             notes.append("Use them by `asgi-session-pin serve --config FILE` or SessionPinMiddleware(config=FILE).")
         return notes
 
-    def _table(self, name: str, width: int) -> list[str]:
+    def _lines(self, name: str, width: int) -> list[str]:
         role = "a name that does not exist" if name == NONSENSE else "sent back" if name in self._tried else "asked for"
         lines = _wrap(f"{shown(name)}, {role}: {'; '.join(self._outcomes(name))}", width)
-        rows = self._rows(name)
-        if rows:
-            cells = [_HEADINGS, *((r.source, r.value, str(r.plain), str(r.streamed), r.kind) for r in rows)]
-            first, second, *rest = (max(len(row[column]) for row in cells) for column in range(len(_HEADINGS)))
-            first = min(first, _WIDEST, width // 2 - 10)
-            second = min(second, _WIDEST, width - first - sum(rest) - 2 * len(_HEADINGS))
-            for source, value, plain, streamed, kind in cells:
-                line = f"  {_fit(source, first)}  {_fit(value, second)}  {plain:>5}  {streamed:>8}  {kind}"
-                lines.append(line.rstrip())
+        for row in self._rows(name):
+            counts = f"{row.plain} plain, {row.streamed} streamed"
+            lines += _wrap(f"{row.source}: {row.value} ({row.kind}; {counts})", width, "  ")
         return [*lines, ""]
 
     def _outcomes(self, name: str) -> list[str]:
@@ -216,10 +208,6 @@ class Report:
 
 def _kind(stream: bool) -> str:
     return "streamed" if stream else "plain"
-
-
-def _fit(text: str, width: int) -> str:
-    return text.ljust(width) if len(text) <= width else f"{text[: width - 3]}..."
 
 
 def _wrap(text: str, width: int, indent: str = "") -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
 from .. import __version__
+from .._headers import NAME
 from .._upstream import base_path, read_upstream
 from ..session import PRESETS
 from .asking import MAX_TOKENS, NoAnswer, Prober, Target
@@ -26,7 +27,7 @@ _MAX_SILENCES = 3
 
 _ENDINGS = ("/chat/completions", "/v1/messages", "/responses")
 _is_path = re.compile(r"/[\w.~/%:@+=,-]*", re.ASCII).fullmatch
-_header = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\x21-\x7e\x80-\xff]([ \t\x21-\x7e\x80-\xff]*))").fullmatch
+_header = re.compile(rf"({NAME}):[ \t]*([\x21-\x7e\x80-\xff][ \t\x21-\x7e\x80-\xff]*)").fullmatch
 _is_key = re.compile(r"[\x21-\x7e]+").fullmatch
 _is_credential = re.compile(r"auth|key|token|secret|cookie|password|credential", re.IGNORECASE).search
 _tells_model = re.compile(r"model|deployment|engine|provider|rout").search  # answers may well repeat such a value
