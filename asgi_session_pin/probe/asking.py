@@ -11,12 +11,10 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import SplitResult
 
 import httpx
 import msgspec
 
-from .._upstream import base_path
 from .evidence import BodyReader, Reply
 
 MAX_TOKENS = 16
@@ -33,23 +31,19 @@ HARD = (
 class Target(msgspec.Struct, frozen=True, kw_only=True):
     """What is probed, and with what.
 
-    - `path`: of the completion endpoint, below the base path of `upstream`.
+    - `base`: the URL that all paths are below; `path`: of the completion endpoint.
     - `headers`: of each request, by lower-case name.
     - `secrets`: texts that must not be shown, whatever the gateway does with them; `alone`: others that may only be
       parts of what is shown, as short ones are of many words.
+    - `timeout`: of each request, in seconds.
     """
 
-    upstream: SplitResult
+    base: str
     path: str
     headers: dict[str, str]
     secrets: frozenset[str]
     alone: frozenset[str]
     timeout: float
-
-    @property
-    def base(self) -> str:
-        """The URL that paths are below."""
-        return f"{self.upstream.scheme}://{self.upstream.netloc}{base_path(self.upstream)}"
 
     @property
     def url(self) -> str:
@@ -151,12 +145,11 @@ class Prober:
         if self.sent >= self.limit:
             raise RuntimeError(f"{self.limit} requests were announced, and all of them are sent")
         self.sent += 1
-        url = self._target.base + path
         try:
             async with (
                 asyncio.timeout(self._target.timeout),  # of all that follows; httpx would bound each step alone
                 httpx.AsyncClient(verify=self._tls, trust_env=False, timeout=self._target.timeout) as client,
-                client.stream(method, url, headers=self._headers, content=body) as response,
+                client.stream(method, self._target.base + path, headers=self._headers, content=body) as response,
             ):
                 yield response
         except (TimeoutError, httpx.TimeoutException):

@@ -68,9 +68,8 @@ def read_target(upstream: str, path: str, key: str | None, headers: Iterable[str
     words -= {"", *(word for word in words if word.lower() in ("bearer", "basic"))}
     secrets = frozenset(word for word in words if len(word) >= 8)
     alone = (words - secrets) | {value for name, value in own.items() if not _tells_model(name)}
-    return Target(
-        upstream=parts, path=path, headers=sent | own, secrets=secrets, alone=frozenset(alone), timeout=timeout
-    )
+    base = f"{parts.scheme}://{parts.netloc}{base_path(parts)}"
+    return Target(base=base, path=path, headers=sent | own, secrets=secrets, alone=frozenset(alone), timeout=timeout)
 
 
 def _read_header(text: str) -> tuple[str, str]:

@@ -1,29 +1,22 @@
-"""The probe's pure parts: from made-up replies, and from any bytes at all, to findings."""
+"""From made-up replies to findings, and from these to a report whose settings load."""
 
-import gzip
 import json
 import time
 from typing import Any
 
 import msgspec
-import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asgi_session_pin import Config
 from asgi_session_pin._yaml import load_yaml
-from asgi_session_pin.probe.evidence import NONSENSE, BodyReader, Evidence, Reply, shown
+from asgi_session_pin.probe.evidence import NONSENSE, Evidence, Reply
 from asgi_session_pin.probe.findings import Examination, Stage, choose, find_all, next_name, settings_of
 from asgi_session_pin.probe.litellm import (
     MAX_ALIASES,
     Deployment,
-    auto_routers,
-    group_aliases,
-    read_deployments,
-    read_listed,
-    shorten,
 )
-from asgi_session_pin.probe.places import DEFAULTS, may_be_name, names_in_body, names_in_headers, rank, undated
+from asgi_session_pin.probe.places import DEFAULTS
 from asgi_session_pin.probe.report import Report
 
 
@@ -157,146 +150,6 @@ def test_aliases_are_bounded_and_the_seen_ones_come_first() -> None:
     assert finding is not None
     assert next(iter(finding.aliases.items())) == ("x/149", "group-149")
     assert len(finding.aliases) == MAX_ALIASES
-
-
-def test_groups_have_aliases_only_where_they_say_which_model() -> None:
-    deployments = [
-        Deployment("smart", "auto_router/complexity_router", "r"),
-        Deployment("mixed", "openai/a", "1"),
-        Deployment("mixed", "openai/b", "2"),
-        Deployment("one", "openai/c", "3"),
-        Deployment("one", "openai/c", "4"),
-        Deployment("same", "same", "5"),
-        Deployment("wild/*", "openai/*", "6"),
-        Deployment("all", "vertex/*", "7"),
-    ]
-    by_model, by_id = group_aliases(deployments)
-    assert by_model == {"openai/c": "one", "openai/*": "wild/*"}
-    assert by_id == {"3": "one", "4": "one", "5": "same"}
-    assert auto_routers(deployments) == ["smart"]
-
-
-def test_aliases_become_a_pattern_only_if_it_is_right_for_all() -> None:
-    pairs = [Deployment("a", "openai/a", ""), Deployment("b", "openai/b", "")]
-    aliases = {each.model: each.group for each in pairs}
-    assert shorten(aliases, pairs) == {"openai/*": "*"}
-    assert shorten(aliases, [*pairs, Deployment("d", "openai/c", "")]) == aliases
-    assert shorten({"openai/a": "a"}, pairs) == {"openai/a": "a"}
-    assert shorten({"my-a": "a", "my-b": "b"}, pairs) == {"my-a": "a", "my-b": "b"}
-    assert shorten(aliases | {"azure/c": "c"}, pairs) == aliases | {"azure/c": "c"}
-
-
-ODD_LISTS = [b"", b"[]", b'{"data": 1}', b'{"data": [1, {"model_name": 1}, {"id": "a b"}]}', b"[" * 100_000]
-
-
-@pytest.mark.parametrize("body", ODD_LISTS)
-def test_odd_lists_are_empty(body: bytes) -> None:
-    assert read_deployments(body) == ()
-    assert read_listed(body) == frozenset()
-
-
-@settings(deadline=None)
-@given(st.binary())
-def test_any_bytes_are_a_list(body: bytes) -> None:
-    read_deployments(body)
-    read_listed(body)
-
-
-def test_headers_and_members_that_tell_are_found() -> None:
-    headers = {
-        b"x-model": b" gpt-4o ",
-        b"x-chosen": b"listed",
-        b"x-other": b"unlisted",
-        b"x-model-version": b"v1.2",
-        b"x-model-region": b"two words",
-        b"x-session-model": b"gpt-4o",
-        b"x-route\xff": b"gpt-4o",
-        b"x-azure-deployment": b"none",
-        b"x-litellm-complexity-router-tier": b"SIMPLE",
-    }
-    found = names_in_headers(headers, frozenset({"listed"}))
-    assert found == {"header:x-model": "gpt-4o", "header:x-chosen": "listed"}
-    body = {
-        "models": ["m0"],
-        "modelVersion": "gemini-2",
-        "model_used": "a",
-        "provider": {"model": "b", "name": "c"},
-        "model size": "d",
-        "odd.key": {"model": "e"},
-        "bad": {"model": 1},
-        "choices": [{"model": "f"}],
-    }
-    members = {key: msgspec.Raw(json.dumps(value).encode()) for key, value in body.items()}
-    assert names_in_body(members) == {
-        "body:models.0": "m0",
-        "body:modelVersion": "gemini-2",
-        "body:model_used": "a",
-        "body:provider.model": "b",
-    }
-
-
-def test_sources_are_ranked_from_the_usual_to_the_unlikely() -> None:
-    sources = ["header:x-vsr-selected-model", "body:model", "header:x-litellm-model-name", "header:x-litellm-model-id"]
-    sources += ["header:x-the-model", "header:x-model-id", "header:x-deployment", "body:model_used", "header:x-route"]
-    turned = sources[::-1]
-    assert sorted(turned, key=rank) == sources
-
-
-@pytest.mark.parametrize("text", ["", "none", "True", "1.106.2", "v3", "2024-08-06", "http://a/b", "gpt-*", "a b", "é"])
-def test_what_can_be_no_model(text: str) -> None:
-    assert not may_be_name(text)
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [("gpt-4o-2024-08-06", "gpt-4o"), ("claude-4-20250514", "claude-4"), ("c@20250514", "c"), ("gpt-4o", None)],
-)
-def test_the_date_of_a_snapshot_is_taken_off(name: str, expected: str | None) -> None:
-    assert undated(name) == expected
-
-
-def read(content_type: bytes, chunks: list[bytes], coding: bytes = b"") -> BodyReader:
-    reader = BodyReader({b"content-type": content_type, b"content-encoding": coding}, lambda text: "hunter2" in text)
-    for chunk in chunks:
-        reader.feed(chunk)
-    reader.end()
-    return reader
-
-
-JSON, EVENTS = b"application/json", b"text/event-stream"
-STREAM = b': ping\n\ndata: {"model_used": "x", "a": 1}\n\ndata: {"model": "gpt"}\n\ndata: {"model": "later"}\n\n'
-
-
-@settings(deadline=None)
-@given(st.sampled_from([JSON, EVENTS]), st.binary(), st.integers(0, 200))
-@example(EVENTS, STREAM, 31)
-@example(JSON, b'{"model": "gpt", "x": {"model": "\xff"}}', 3)
-def test_any_bytes_are_read_and_however_they_are_cut(kind: bytes, body: bytes, cut: int) -> None:
-    whole, pieces = read(kind, [body]), read(kind, [body[:cut], body[cut:]])
-    assert (whole.members, whole.failed) == (pieces.members, pieces.failed)
-
-
-def test_a_stream_is_read_until_a_usual_place_names_a_model() -> None:
-    reader = read(EVENTS, [STREAM])
-    assert names_in_body(reader.members) == {"body:model_used": "x", "body:model": "gpt"}
-
-
-def test_compressed_bodies_are_read_and_bounded() -> None:
-    assert "model" in read(JSON, [gzip.compress(b'{"model": "gpt"}')], b"gzip").members
-    bomb = read(JSON, [gzip.compress(b" " * 10_000_000)], b"gzip")
-    assert (bomb.members, bomb.remark) == ({}, "can't be decoded, or is too large")
-
-
-def test_secrets_are_no_names_and_no_codes() -> None:
-    assert read(JSON, [b'{"model": "hunter2", "model_hunter2": "a", "model_b": "b"}']).members.keys() == {"model_b"}
-    assert read(JSON, [b'{"error": {"code": "hunter2"}}']).remark == ""
-    assert read(JSON, [b'{"error": {"code": 400, "type": "no\\nword"}}']).remark == ""
-    assert read(EVENTS, [b'data: {"error": {"type": "out"}}\n\ndata: {"model": "a"}\n\n']).remark == "out"
-
-
-def test_names_are_shown_escaped_and_cut() -> None:
-    assert shown("é\n\x1b[31m") == r"'\xe9\n\x1b[31m'"
-    assert len(shown("x" * 1000)) == 82
 
 
 MODELS = st.sampled_from(["auto", "a", "a-2024-01-31", "b", "sum", NONSENSE])

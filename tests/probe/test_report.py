@@ -144,18 +144,6 @@ def test_each_step_is_told_as_it_begins(told: Told) -> None:
     assert told.error.endswith(" ".join(f"asgi-session-pin probe: {step}" for step in steps))
 
 
-@pytest.mark.parametrize("base", ["/v1", "/v1/", "/api/v1", "/v1/chat/completions"])
-def test_a_path_that_would_be_there_twice_is_told_before_anything_is_sent(
-    base: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["probe", "--upstream", f"http://127.0.0.1:9{base}", "--model", "auto"])
-    assert ended.value.code == 2
-    assert "argument --upstream: leave out /v1 at its end, --path has it\n" in capsys.readouterr().err.replace(
-        "/v1/chat/completions", "/v1"
-    )
-
-
 @pytest.mark.parametrize("as_json", [[], ["--json"]])
 def test_values_of_headers_do_not_show_whatever_the_headers_are_called(told: Told, as_json: list[str]) -> None:
     def respond(request: Request) -> Response:

@@ -318,3 +318,48 @@ def test_the_fastapi_example_needs_only_its_routers_name(probe: Probe) -> None:
         assert alone.report["settings"] == {}
         outcome = probe.url(url, None, "auto", "openai/gpt-4o")
     assert outcome.report["settings"] == {"routing": {"router_models": ["auto"]}}
+
+
+@pytest.mark.parametrize("base", ["/v1", "/v1/", "/api/v1", "/v1/chat/completions"])
+def test_a_path_that_would_be_there_twice_is_told_before_anything_is_sent(
+    base: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["probe", "--upstream", f"http://127.0.0.1:9{base}", "--model", "auto"])
+    assert ended.value.code == 2
+    assert "argument --upstream: leave out /v1 at its end, --path has it\n" in capsys.readouterr().err.replace(
+        "/v1/chat/completions", "/v1"
+    )
+
+
+FAULTS = [
+    (["--upstream", "localhost:1"], "argument --upstream: expected a URL such as http://localhost:4000"),
+    (["--upstream", "http://u:hunter2@a"], "argument --upstream: expected a URL without credentials"),
+    (["--path", "/v1/embeddings"], "argument --path: expected a path that ends in /chat/completions, "),
+    (["--path", "v1/chat/completions"], "argument --path: expected a path that ends in "),
+    (["--path", "/a b/chat/completions"], "argument --path: expected a path that ends in "),
+    (["--key", "hunter2 "], "argument --key: expected visible ASCII characters"),
+    (["--key-env", "GATEWAY_KEY"], "argument --key-env: that environment variable is not set"),
+    (["--key", "hunter2", "--key-env", "GATEWAY_KEY"], "argument --key-env: not allowed with argument --key"),
+    (["--header", "hunter2"], "argument --header: expected 'NAME: VALUE'"),
+    (["--header", "X: hunter2\r\nY: z"], "argument --header: expected 'NAME: VALUE'"),
+    (["--header", "X-Session-Id: hunter2"], "argument --header: x-session-id can't be set here"),
+    (["--header", "Content-Length: 5"], "argument --header: content-length can't be set here"),
+    (["--model", "gpt-*"], "argument --model: expected the name of a model"),
+    (["--model", ""], "argument --model: expected the name of a model"),
+    (["--timeout", "0"], "argument --timeout: found '0', expected a number of seconds"),
+    (["--timeout", "soon"], "argument --timeout: found 'soon', expected a number of seconds"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "told"), FAULTS)
+def test_wrong_arguments_are_one_clear_line_and_exit_2(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GATEWAY_KEY", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        main(["probe", "--upstream", "http://127.0.0.1:9", "--model", "auto", *arguments])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert told in error.splitlines()[-1]
+    assert "hunter2" not in error
