@@ -6,7 +6,7 @@ import math
 import re
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
 import msgspec
 
@@ -55,11 +55,27 @@ class Pin(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     @staticmethod
     def decode(data: bytes) -> Pin:
         """Return the pin that `encode` made these bytes of; raises ValueError for any others."""
-        return _decode(data)
+        pin = _decode(data)
+        if not is_pin(pin):
+            raise ValueError("a model that can't be sent, or no time")
+        return pin
 
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Pin).decode
+
+
+def is_pin(value: object) -> TypeGuard[Pin]:
+    """Tell whether *value* is a pin that can be used: whoever makes one in Python may put anything into its fields."""
+    return (
+        isinstance(value, Pin)
+        and type(value.created) in (float, int)
+        and math.isfinite(value.created)
+        and type(value.model) is str
+        and is_model_name(value.model) is not None
+        and (value.decision is None or type(value.decision) is bytes)
+        and (value.answered is None or type(value.answered) is NamedModel)
+    )
 
 
 class PinTable:

@@ -35,20 +35,18 @@ class DirectoryStore:
     async def get(self, key: bytes) -> Pin | None:
         """Return the pin of *key*, or None."""
         with self._locked():
-            data = self._read(key.hex())
-            if data is None:
-                return None
-            if self._sliding:
+            pin = self._pin(key)
+            if pin is not None and self._sliding:
                 self._lapse(key.hex(), self._ttl)
-            return Pin.decode(data)
+            return pin
 
     async def add(self, key: bytes, pin: Pin) -> Pin:
         """Keep *pin* unless there is one; return the pin in force."""
         with self._locked():
-            data = self._read(key.hex())
-            if data is None:
+            in_force = self._pin(key)
+            if in_force is None:
                 self._write(key.hex(), pin.encode(), self._ttl)
-            return pin if data is None else Pin.decode(data)
+            return in_force or pin
 
     async def discard(self, key: bytes, pin: Pin) -> bool:
         """Give up *pin* if it still holds."""
@@ -76,6 +74,14 @@ class DirectoryStore:
         with open(self._path / "lock", "wb") as lock:  # closing it gives it back
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+    def _pin(self, key: bytes) -> Pin | None:
+        data = self._read(key.hex())
+        try:
+            return None if data is None else Pin.decode(data)
+        except ValueError:  # another program's, or another version's: it must not stand in a session's way
+            (self._path / key.hex()).unlink()
+            return None
 
     def _read(self, name: str) -> bytes | None:
         path = self._path / name

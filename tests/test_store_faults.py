@@ -145,6 +145,35 @@ async def test_a_wrong_password_is_told_without_it(tmp_path: Path, caplog: pytes
     assert "session-1" not in caplog.text
 
 
+@pytest.mark.parametrize("command", [("SET", "no pin"), ("RPUSH", "a", "b")])
+async def test_a_value_that_is_no_pin_is_a_miss_for_its_session_and_nothing_for_others(
+    server: RedisServer, command: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    one = Replica(server.url)
+    assert await one.ask(1) == ("a-0", "miss")
+    [name] = server.call("KEYS", f"session-pin:{'?' * 32}")
+    assert await one.ask(2) == ("a-1", "miss")
+    server.call("DEL", name)
+    server.call(command[0], name, *command[1:])
+    other = Replica(server.url, "b")
+    assert [await other.ask(1) for _ in range(4)] == [("b-0", "miss")] + [("b-0", "hit")] * 3
+    assert await other.ask(2) == ("a-1", "hit")
+    assert server.call("TYPE", name) == "string"
+    assert caplog.text.count("what is no pin") == 1
+    await close(one, other)
+
+
+async def test_a_server_that_quotes_the_password_in_its_error_has_it_in_no_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with redis_server(tmp_path, "--rename-command", "AUTH", "") as server:
+        replica = Replica(server.url.replace("redis://", "redis://ann:hunter2@"))
+        assert await replica.ask() == ("a-0", f"miss; reason={UNAVAILABLE}")
+        await close(replica)
+    assert f"redis.exceptions.ResponseError: redis://127.0.0.1:{server.port}/0" in caplog.text
+    assert "hunter2" not in caplog.text
+
+
 async def test_over_a_slow_network_all_calls_before_the_app_share_one_time(server: RedisServer) -> None:
     with delaying_proxy(server.port) as proxy:
         replica = Replica(f"redis://127.0.0.1:{proxy.port}/0", timeout_seconds=0.3)

@@ -13,6 +13,8 @@ class PinStore(Protocol):
     - When a pin lapses, and how many there are, is the store's own affair: `routing.session_ttl_seconds` and
       `routing.session_max_entries` are for the stores that `store.url` names.
     - A pin may be gone at any time (lapsed, pushed out, lost in a restart): that is a miss, not a failure.
+    - What is there and is no pin (`Pin.decode` raises ValueError) is a miss too, and is deleted: as a failure it would
+      count against the whole store.
     - A failure is raised, whatever its class, and the request goes on as if there were no pin. It is never turned into
       a miss silently.
     - Nothing is called before the first request, so a store may bind to the running event loop then.

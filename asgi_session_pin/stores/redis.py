@@ -13,7 +13,7 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 from redis.asyncio import ConnectionPool, Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError, ReadOnlyError
+from redis.exceptions import ConnectionError, ReadOnlyError, RedisError, ResponseError
 
 from .._log import logger
 from ..pins import Pin
@@ -42,6 +42,12 @@ _DELETE_IF_EQUAL = f"""{_WITH_CODE}
 if redis.pcall('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return with_code(redis.pcall('DEL', KEYS[1]))"""
 
+_DELETE_NO_PIN = f"""{_WITH_CODE}
+local held = redis.pcall('GET', KEYS[1])
+local is_other_type = type(held) == 'table' and held.err and held.err:find('WRONGTYPE')
+if held ~= ARGV[1] and not is_other_type then return 0 end
+return with_code(redis.pcall('DEL', KEYS[1]))"""
+
 # 100 parallel calls are fastest over 16 to 32 connections, and a first burst does not have to open 500 of them.
 _CONNECTIONS = 32
 _CONNECT_SECONDS = 1.0
@@ -65,7 +71,7 @@ class RedisStore:
     event loop, has its own retries and limits, and is not closed here.
 
     A call goes on until it is answered or cancelled: whoever calls bounds it. `?socket_timeout=` bounds each answer
-    too, but a hit then takes 1.4 times as long.
+    too, but a hit then takes 1.4 times as long. Errors of redis-py are raised without their texts.
 
     Raises ValueError for a URL or a client that can't be used, TypeError for anything else. Nothing is connected here.
     """
@@ -97,18 +103,25 @@ class RedisStore:
     async def get(self, key: bytes) -> Pin | None:
         """Return the pin of *key*, or None; see `PinStore.get`."""
         name = self._pins + hexlify(key)
-        data = await (self._execute("GETEX", name, "PX", self._ttl) if self._sliding else self._execute("GET", name))
-        return None if data is None else await self._decode(name, data)
+        data = await (self._held("GETEX", name, "PX", self._ttl) if self._sliding else self._held("GET", name))
+        if data is None:
+            return None
+        pin = self._decode(data)
+        if pin is None:
+            with contextlib.suppress(RedisError):  # a miss all the same, and no failure of the store
+                await self._remove(name, data)
+        return pin
 
     async def add(self, key: bytes, pin: Pin) -> Pin:
         """Keep *pin* unless there is one; see `PinStore.add`."""
         name = self._pins + hexlify(key)
         data = pin.encode()
         while True:
-            held = await self._execute("EVAL", _SET_IF_NONE, 1, name, data, self._ttl)
-            in_force = pin if held == 1 else await self._decode(name, held)
+            held = await self._held("EVAL", _SET_IF_NONE, 1, name, data, self._ttl)
+            in_force = pin if held == 1 else self._decode(held)
             if in_force is not None:
                 return in_force
+            await self._remove(name, held)
 
     async def discard(self, key: bytes, pin: Pin) -> bool:
         """Give up *pin* if it still holds; see `PinStore.discard`."""
@@ -117,7 +130,7 @@ class RedisStore:
     async def claim(self, key: bytes, token: bytes, seconds: float) -> bool:
         """Take the right to decide for *key*; see `ClaimingStore.claim`."""
         name = self._claims + hexlify(key)
-        held = await self._execute("EVAL", _SET_IF_NONE, 1, name, token, _milliseconds(seconds))
+        held = await self._ask("EVAL", _SET_IF_NONE, 1, name, token, _milliseconds(seconds))
         return held in (1, token)  # it is the token if a first answer was lost on its way
 
     async def release(self, key: bytes, token: bytes) -> None:
@@ -129,19 +142,44 @@ class RedisStore:
         await self._close()
 
     async def _delete(self, name: bytes, data: bytes) -> bool:
-        deleted: int = await self._execute("EVAL", _DELETE_IF_EQUAL, 1, name, data)
+        deleted: int = await self._ask("EVAL", _DELETE_IF_EQUAL, 1, name, data)
         return deleted == 1
 
-    async def _decode(self, name: bytes, data: bytes) -> Pin | None:
-        """Return the pin; None for what is no pin, which must not stand in a session's way and is deleted."""
+    async def _remove(self, name: bytes, data: bytes) -> None:
+        """Delete what is no pin, unless there is something else by now."""
+        await self._ask("EVAL", _DELETE_NO_PIN, 1, name, data)
+
+    def _decode(self, data: bytes) -> Pin | None:
+        """Return the pin; None for what is no pin, which must not stand in a session's way and is to be deleted."""
         try:
             return Pin.decode(data)
         except ValueError:
             if not self._told:
                 self._told = True
                 logger.warning("a key of %r holds what is no pin of this version; such values are deleted", self)
-            await self._delete(name, data)
             return None
+
+    async def _held(self, *command: bytes | str | int) -> Any:
+        """Return what a key holds; nothing (`b""`, which is no pin either) for a value that is of another type."""
+        try:
+            return await self._ask(*command)
+        except _OtherType:
+            return b""
+
+    async def _ask(self, *command: bytes | str | int) -> Any:
+        """Send a command and return the answer. Errors are raised with the store's address in place of their texts."""
+        try:
+            return await self._execute(*command)
+        except RedisError as error:
+            is_other_type = str(error).startswith("WRONGTYPE ")
+            _silence(error, self._name)
+            if is_other_type:
+                raise _OtherType(self._name) from None
+            raise
+
+
+class _OtherType(ResponseError):
+    """A key holds a list or another thing that is no string."""
 
 
 class _Link(NamedTuple):
@@ -220,6 +258,14 @@ def _options(scheme: str) -> dict[str, Any]:
         "health_check_interval": 0,
     }
     return options if scheme == "unix" else options | {"socket_keepalive": True}
+
+
+def _silence(error: BaseException | None, text: str) -> None:
+    """Replace the texts of redis-py's errors: a server may quote what it was sent, the password first of all."""
+    while error is not None:
+        if isinstance(error, RedisError):
+            error.args = (text,)
+        error = error.__cause__ or error.__context__
 
 
 async def _leave_open() -> None:

@@ -5,10 +5,11 @@ import contextlib
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from .._log import logger
 from .._recent import Recent
-from ..pins import Pin, is_model_name
+from ..pins import Pin, is_pin
 from ._time_limit import within
 from .base import ClaimingStore, PinStore
 from .local_copy import Known, LocalCopy
@@ -62,6 +63,7 @@ class ResilientStore:
         self._unreleased: Recent[tuple[bytes, bytes], None] = Recent()
         self._telling: asyncio.Task[None] | None = None
         self._tells_again_at = 0.0
+        self._told = False
 
     async def get(self, key: bytes, until: float | None = None) -> Pin | None:
         """Return the pin of *key*, by the time *until* on the timer; see `PinStore.get`."""
@@ -232,17 +234,27 @@ class ResilientStore:
 
     async def _read(self, key: bytes) -> Pin | None:
         pin = await self._store.get(key)
-        return None if pin is None else _checked(pin)
+        if pin is None or is_pin(pin):
+            return pin
+        with contextlib.suppress(Exception):  # a miss all the same, and no failure of the store
+            await self._remove(key, pin)
+        return None
 
     async def _write(self, key: bytes, pin: Pin) -> Pin:
-        return _checked(await self._store.add(key, pin))
+        in_force = await self._store.add(key, pin)
+        if not is_pin(in_force):
+            await self._remove(key, in_force)
+            in_force = await self._store.add(key, pin)
+            if not is_pin(in_force):
+                raise TypeError("the store keeps what is no pin")
+        return in_force
 
-
-def _checked(pin: object) -> Pin:
-    """Return what a store gave, if it is a pin whose model can be sent."""
-    if isinstance(pin, Pin) and type(pin.created) in (float, int) and is_model_name(pin.model):
-        return pin
-    raise TypeError("the store gave what is no pin")
+    async def _remove(self, key: bytes, value: Any) -> None:
+        """Delete what stands in a session's way and is no pin, if it is still there."""
+        if not self._told:
+            self._told = True
+            logger.warning("the store %s gave what is no pin; such values are deleted", type(self._store).__name__)
+        await self._store.discard(key, value)
 
 
 def _is_running(task: asyncio.Task[None] | None) -> bool:

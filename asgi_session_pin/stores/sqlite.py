@@ -11,21 +11,24 @@ from .._log import logger
 from ..pins import Pin
 from ._sqlite_file import SQLiteFile
 
-_GET = "SELECT pin, used, expires FROM pins WHERE key = ?"
-_ADD = """
+# A column's type binds nobody who writes to the file, and text may not even be UTF-8.
+_IS_SOUND = "typeof(pin) = 'blob' AND typeof(used) = 'real' AND typeof(expires) = 'real'"
+_GET = f"SELECT iif({_IS_SOUND}, pin, NULL), CAST(used AS REAL), CAST(expires AS REAL) FROM pins WHERE key = ?"  # noqa: S608
+_HOLDS = f"expires > :now AND {_IS_SOUND}"
+_ADD = f"""
 INSERT INTO pins VALUES (:key, :pin, :now, :expires) ON CONFLICT DO UPDATE SET
-    pin = iif(expires > :now, pin, excluded.pin),
-    used = iif(expires > :now, used, excluded.used),
-    expires = iif(expires > :now, expires, excluded.expires)
+    pin = iif({_HOLDS}, pin, excluded.pin),
+    used = iif({_HOLDS}, used, excluded.used),
+    expires = iif({_HOLDS}, expires, excluded.expires)
 RETURNING pin
-"""
+"""  # noqa: S608
 _RENEW = "UPDATE pins SET used = ?, expires = ? WHERE key = ? AND used = ?"  # if nobody else did
 _DISCARD = "DELETE FROM pins WHERE key = ? AND pin = ? AND expires > ?"
-_DELETE = "DELETE FROM pins WHERE key = ? AND pin = ?"
+_DELETE = f"DELETE FROM pins WHERE key = ? AND (pin = ? OR NOT ({_IS_SOUND}))"  # noqa: S608
 _CLAIM = """
 INSERT INTO claims VALUES (:key, :token, :expires) ON CONFLICT DO UPDATE SET
     token = excluded.token, expires = excluded.expires
-WHERE claims.expires <= :now OR claims.token = excluded.token
+WHERE claims.expires <= :now OR claims.token = excluded.token OR typeof(claims.expires) <> 'real'
 """
 _RELEASE = "DELETE FROM claims WHERE key = ? AND token = ?"
 
@@ -94,6 +97,10 @@ class SQLiteStore:
         if row is None:
             return None
         data, used, expires = row
+        pin = self._decode(data)
+        if pin is None:  # nobody waits for the delete: `add` does without
+            self._file.postpone(key, _DELETE, (key, data))
+            return None
         now = self._clock()
         if expires <= now:
             return None
@@ -101,14 +108,11 @@ class SQLiteStore:
             if self._sliding:
                 expires = now + self._ttl
             self._file.postpone(key, _RENEW, (now, expires, key, used))
-        return await self._decode(key, data)
+        return pin
 
     async def add(self, key: bytes, pin: Pin) -> Pin:
         """Keep *pin* unless there is one; see `PinStore.add`."""
-        while True:
-            in_force = await self._decode(key, await self._file.write(partial(self._add, key, pin.encode())))
-            if in_force is not None:
-                return in_force
+        return await self._file.write(partial(self._add, key, pin))
 
     async def discard(self, key: bytes, pin: Pin) -> bool:
         """Give up *pin* if it still holds; see `PinStore.discard`."""
@@ -126,22 +130,23 @@ class SQLiteStore:
         """Write what is queued and close the file."""
         await self._file.aclose()
 
-    async def _decode(self, key: bytes, data: bytes) -> Pin | None:
-        """Return the pin; None for what is no pin, which must not stand in a session's way and is deleted."""
+    def _decode(self, data: bytes | None) -> Pin | None:
+        """Return the pin; None for what is no pin, which must not stand in a session's way and is to be deleted."""
         try:
-            return Pin.decode(data)
+            if data is not None:
+                return Pin.decode(data)
         except ValueError:
-            if not self._told:
-                self._told = True
-                logger.warning("a row of %r holds what is no pin of this version; such rows are deleted", self)
-            await self._file.write(partial(_change, _DELETE, (key, data)))
-            return None
+            pass
+        if not self._told:
+            self._told = True
+            logger.warning("a row of %r holds what is no pin of this version; such rows are deleted", self)
+        return None
 
-    def _add(self, key: bytes, data: bytes, writer: sqlite3.Connection) -> bytes:
+    def _add(self, key: bytes, pin: Pin, writer: sqlite3.Connection) -> Pin:
         now = self._clock()
         values = {
             "key": key,
-            "pin": data,
+            "pin": pin.encode(),
             "now": now,
             "expires": now + self._ttl,
             "idle_since": now - self._ttl,
@@ -150,10 +155,14 @@ class SQLiteStore:
         }
         with writer:
             writer.execute("BEGIN IMMEDIATE")
-            [(kept,)] = writer.execute(_ADD, values)
+            [(data,)] = writer.execute(_ADD, values)
+            in_force = self._decode(data)
+            if in_force is None:
+                writer.execute(_DELETE, (key, data))
+                writer.execute(_ADD, values).fetchone()
             writer.execute(_REMOVE_LAPSED, values)
             writer.execute(_REMOVE_EXCESS, values)
-        return bytes(kept)
+        return in_force or pin
 
     def _claim(self, key: bytes, token: bytes, seconds: float, writer: sqlite3.Connection) -> bool:
         now = self._clock()

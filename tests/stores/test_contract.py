@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis, RedisCluster
 
-from asgi_session_pin.testing import CHECKS, CLAIM_CHECKS, SHARED_CHECKS, Check
+from asgi_session_pin.testing import CHECKS, CLAIM_CHECKS, KEY, SHARED_CHECKS, A, B, Check
 from cases import directory_case, memory_case, redis_case, sqlite_case
 from redis_servers import RedisServer
 
@@ -26,6 +26,14 @@ async def test_the_memory_store_keeps_the_contract(check: Check) -> None:
 @every_check_of_shared_stores
 async def test_the_example_of_an_own_store_keeps_the_contract(check: Check, tmp_path: Path) -> None:
     await check(directory_case(tmp_path))
+
+
+async def test_the_example_of_an_own_store_takes_a_file_that_is_no_pin_for_a_miss(tmp_path: Path) -> None:
+    store = directory_case(tmp_path).open()
+    await store.add(KEY, A)
+    (tmp_path / "pins" / KEY.hex()).write_text("another program's")
+    assert await store.get(KEY) is None
+    assert await store.add(KEY, B) == B
 
 
 @every_check_of_shared_stores

@@ -78,7 +78,17 @@ async def test_nothing_in_redis_can_be_read_but_the_model(server: RedisServer) -
     assert not any(secret.encode() in name + value for secret in secrets for name, value in content.items())
 
 
-@pytest.mark.parametrize("value", [b"", b"OK", b"a secret of another program", b"\x82\xa5model\x01"])
+NO_PINS = [
+    b"",
+    b"5",
+    b"a secret of another program",
+    b"\x82\xa5model\x01",
+    b"\x82\xa5model\xa5a b c\xa7created\xcb" + b"\0" * 8,
+    b"\x82\xa5model\xa1a\xa7created\xcb" + b"\xff" * 8,
+]
+
+
+@pytest.mark.parametrize("value", NO_PINS)
 async def test_a_value_that_is_no_pin_stands_in_nobodys_way(
     server: RedisServer, value: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -92,6 +102,48 @@ async def test_a_value_that_is_no_pin_stands_in_nobodys_way(
     [record] = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert record.getMessage().startswith("a key of <RedisStore ")
     assert "secret" not in caplog.text
+
+
+async def test_a_value_of_another_type_stands_in_nobodys_way(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    for sliding in (True, False):
+        async with aclosing(RedisStore(server.url, sliding=sliding)) as store:
+            server.call("RPUSH", PIN_NAME, "a secret of another program")
+            assert await store.get(KEY) is None
+            assert server.call("EXISTS", PIN_NAME) == 0
+            server.call("HSET", PIN_NAME, "a", "b")
+            assert await store.add(KEY, A) == A
+            assert await store.get(KEY) == A
+            assert await store.discard(KEY, A) is True
+    assert len(caplog.messages) == 2, "once for each store"
+    assert "secret" not in caplog.text
+
+
+async def test_a_value_that_is_no_pin_and_must_not_be_deleted_is_a_miss(server: RedisServer) -> None:
+    server.call("ACL", "SETUSER", "ann", "on", ">hunter2", "~session-pin:*", "+getex")
+    server.call("SET", PIN_NAME, "another program's")
+    async with aclosing(RedisStore(f"redis://ann:hunter2@127.0.0.1:{server.port}")) as store:
+        assert await store.get(KEY) is None
+    assert server.call("EXISTS", PIN_NAME) == 1
+
+
+class Overtaken(Redis):
+    """A client that is told of a value only when another process has put a pin in its place."""
+
+    async def execute_command(self, *command: Any, **options: Any) -> Any:
+        execute: Any = super().execute_command
+        answer = await execute(*command, **options)
+        if command[0] == "GETEX":
+            await execute("SET", PIN_NAME, A.encode())
+        return answer
+
+
+async def test_what_took_the_place_of_a_value_that_is_no_pin_is_not_deleted(server: RedisServer) -> None:
+    server.call("SET", PIN_NAME, "another program's")
+    async with Overtaken.from_url(server.url) as client:
+        assert await RedisStore(client).get(KEY) is None
+        assert await client.get(PIN_NAME) == A.encode()
 
 
 async def test_a_claim_whose_answer_is_lost_is_still_its_owners(server: RedisServer) -> None:
@@ -144,7 +196,7 @@ async def test_tls_is_checked(server: RedisServer, tmp_path: Path) -> None:
             assert await store.add(KEY, A) == A
             assert await store.get(KEY) == A
         async with aclosing(RedisStore(url)) as store:
-            with pytest.raises(exceptions.ConnectionError, match="connecting to 127"):
+            with pytest.raises(exceptions.ConnectionError, match=f"^rediss://127.0.0.1:{proxy.port}/0$"):
                 await store.get(KEY)
 
 

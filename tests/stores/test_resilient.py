@@ -240,19 +240,61 @@ async def test_whatever_a_store_raises_is_a_failure(clock: Clock, error: type[Ba
     await fails(replica(Raising(), clock).get(K))
 
 
-@pytest.mark.parametrize(
-    "gives", ["text", 5, Pin("two words", 1.0), Pin("a\r\nx: y", 1.0), Pin("", 1.0), Pin("a", cast(Any, None))]
-)
-async def test_what_is_no_pin_is_a_failure(clock: Clock, gives: Any) -> None:
-    class Strange(Server):
-        async def get(self, key: bytes) -> Pin | None:
-            return cast(Pin, gives)
+NO_PINS: list[Any] = [
+    "a secret of another program",
+    5,
+    Pin("two words", 1.0),
+    Pin("a\r\nx: y", 1.0),
+    Pin("", 1.0),
+    Pin(cast(Any, b"a"), 1.0),
+    Pin("a", cast(Any, None)),
+    Pin("a", float("nan")),
+    Pin("a", 1.0, cast(Any, {})),
+    Pin("a", 1.0, None, cast(Any, {})),
+]
 
+
+@pytest.mark.parametrize("value", NO_PINS)
+async def test_what_is_no_pin_is_a_miss_that_is_deleted_and_told_once(
+    server: Server, clock: Clock, value: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = replica(server, clock)
+    for key in (K, L):
+        await server.store.add(key, value)
+        assert await store.get(key) is None
+        assert await server.store.get(key) is None
+    await server.store.add(K, value)
+    assert await store.add(K, A) == A
+    assert await server.store.get(K) == A
+    assert caplog.messages == ["the store Server gave what is no pin; such values are deleted"]
+    assert "secret" not in caplog.text
+
+
+async def test_what_is_no_pin_and_cannot_be_deleted_takes_the_store_from_nobody(clock: Clock) -> None:
+    class Stubborn(Server):
+        async def discard(self, key: bytes, pin: Pin) -> bool:
+            return pin.encode() == b""
+
+    server = Stubborn()
+    await server.store.add(K, cast(Any, 5))
+    await server.store.add(L, A)
+    store = replica(server, clock)
+    for _ in range(2 * FAILURES_TO_REST):
+        assert await store.get(K) is None
+    await fails(store.add(K, A))
+    assert store.recall(K) == A
+    assert await store.get(L) == A
+
+
+async def test_a_store_that_keeps_giving_what_is_no_pin_leaves_the_session_to_this_process(clock: Clock) -> None:
+    class Strange(Server):
         async def add(self, key: bytes, pin: Pin) -> Pin:
-            return cast(Pin, gives)
+            return cast(Pin, 5)
+
+        async def discard(self, key: bytes, pin: Pin) -> bool:
+            return False
 
     store = replica(Strange(), clock)
-    await fails(store.get(K))
     await fails(store.add(K, A))
     assert store.recall(K) == A
 

@@ -16,7 +16,7 @@ import pytest
 
 from asgi_session_pin import Pin
 from asgi_session_pin.stores.sqlite import SQLiteStore
-from sqlite_files import count
+from sqlite_files import all_is_written, count
 
 KEY = bytes(range(16))
 A = Pin("model-a", 1.0)
@@ -220,21 +220,49 @@ async def test_a_disk_that_takes_no_more_raises_and_goes_on_when_there_is_room(p
         assert list(connection.execute("PRAGMA integrity_check")) == [("ok",)]
 
 
-@pytest.mark.parametrize("value", [b"", b"\xc1", b"a secret of another program", b"\x82\xa5model\x01"])
+NO_PINS = [
+    "pin = x''",
+    "pin = x'c1'",
+    "pin = CAST('a secret of another program' AS BLOB)",
+    "pin = x'82a56d6f64656c01'",
+    f"pin = x'{A.encode().replace(b'model-a', b'model a').hex()}'",  # can't be sent
+    "pin = 'a secret of another program'",
+    "pin = CAST(pin AS TEXT)",
+    "pin = 1000000000000",
+    "pin = 0.5",
+    "used = 'a secret of another program'",
+    "used = CAST(x'ff' AS TEXT)",
+    "expires = 'a secret of another program'",
+    "expires = x'ff'",
+]
+
+
+@pytest.mark.parametrize("spoiled", NO_PINS)
 async def test_a_row_that_holds_no_pin_stands_in_nobodys_way(
-    path: Path, value: bytes, caplog: pytest.LogCaptureFixture
+    path: Path, spoiled: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await make(path)
-    spoiling = f"UPDATE pins SET pin = x'{value.hex()}'"
+    spoiling = f"UPDATE pins SET {spoiled}"
     store = SQLiteStore(path)
     execute(path, spoiling)
     assert await store.get(KEY) is None
+    await all_is_written(store)
     assert count(path) == 0
     await store.add(KEY, A)
     execute(path, spoiling)
     assert await store.add(KEY, BIG) == BIG
     assert await store.get(KEY) == BIG
+    assert await store.discard(KEY, BIG) is True
     messages = {record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING}
     assert messages == {f"a row of {store!r} holds what is no pin of this version; such rows are deleted"}
     assert "secret" not in caplog.text
+    await store.aclose()
+
+
+async def test_a_claim_whose_end_is_no_time_is_over(path: Path) -> None:
+    store = SQLiteStore(path)
+    assert await store.claim(KEY, b"token", 60) is True
+    assert await store.claim(KEY, b"other token", 60) is False
+    execute(path, "UPDATE claims SET expires = 'never'")
+    assert await store.claim(KEY, b"other token", 60) is True
     await store.aclose()
