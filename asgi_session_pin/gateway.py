@@ -11,6 +11,7 @@ import httpx
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from ._log import names_of
 from ._upstream import base_path, read_upstream
 from .config import Config, Gateway
 from .forwarding import (
@@ -197,7 +198,7 @@ class _Forwarding:
             async for chunk in response.aiter_raw():
                 await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
         except httpx.TransportError as error:
-            raise UpstreamBroke(type(error).__name__) from error
+            raise UpstreamBroke(names_of(error)) from None  # the server logs it, with all that is chained to it
         finally:
             await response.aclose()
         self._stop_watching()  # servers tell the end of a response like a client that leaves
@@ -232,7 +233,7 @@ class _Forwarding:
 
 def _failure(error: httpx.TransportError) -> Response:
     """Return the answer for an upstream that did not answer. Its URL is the operator's affair."""
-    logger.warning("the upstream did not answer: %s: %s", type(error).__name__, error)
+    logger.warning("the upstream did not answer: %s", names_of(error))
     if isinstance(error, httpx.TimeoutException):
         return error_response(504, "The upstream gateway did not answer in time.", "upstream_timeout")
     if isinstance(error, httpx.LocalProtocolError):

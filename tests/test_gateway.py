@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import httpx
@@ -196,6 +196,25 @@ def test_an_upstream_that_refuses_is_a_502_and_one_that_is_silent_a_504() -> Non
         assert len(heads) == 1, "what was sent once is not sent again"
     with socket_upstream(be_silent) as (upstream, _), gateway(upstream, read_timeout_seconds=0.1) as client:
         assert error_of(client.get("/")) == (504, "upstream_error", "upstream_timeout")
+
+
+SAYINGS = {
+    "a status line": b"private-words\r\n\r\n",
+    "a header": b"HTTP/1.1 200 OK\r\nset-cookie: private-words\x00\r\ncontent-length: 0\r\n\r\n",
+    "a chunk": b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nprivate-words\r\n",
+}
+
+
+@pytest.mark.parametrize("place", SAYINGS)
+def test_what_the_upstream_sent_in_place_of_http_is_in_no_log(
+    place: str, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answering = socket_upstream(lambda connection: connection.sendall(SAYINGS[place]))
+    with answering as (upstream, _), gateway(upstream) as client, suppress(httpx.RemoteProtocolError):
+        client.get("/")
+    told = caplog.text + capsys.readouterr().err  # ours, and the server's
+    assert "RemoteProtocolError" in told
+    assert "private-words" not in told
 
 
 async def test_a_request_that_cannot_be_forwarded_is_a_400() -> None:
