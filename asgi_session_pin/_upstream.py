@@ -1,6 +1,8 @@
 """The URL of the gateway behind `serve` and `probe`."""
 
 import re
+from collections.abc import Iterable
+from itertools import accumulate
 from urllib.parse import SplitResult, quote, urlsplit
 
 # A name or an address; what this lets through can be looked up.
@@ -19,6 +21,16 @@ def read_upstream(upstream: str) -> SplitResult:
     if parts.username is not None or parts.password is not None:
         raise ValueError("upstream: expected a URL without credentials; clients send theirs")
     return parts
+
+
+def refuse_repeated(parts: SplitResult, paths: Iterable[str]) -> None:
+    """Raise ValueError for a base path that ends with what one of the *paths* of requests begins with."""
+    base = base_path(parts)
+    for path in paths:
+        for start in accumulate(f"/{segment}" for segment in path[1:].split("/")):
+            if base.endswith(start):
+                meant = f"{parts.scheme}://{parts.netloc}{base.removesuffix(start)}"
+                raise ValueError(f"upstream: leave out {start} at its end, paths of requests begin with it: {meant}")
 
 
 def base_path(parts: SplitResult) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import uvicorn
 
+from ._upstream import read_upstream, refuse_repeated
 from .config import Config
 from .gateway import create_gateway
 from .middleware import SessionPinMiddleware
@@ -18,6 +19,8 @@ from .middleware import SessionPinMiddleware
 _UPSTREAM = "ASGI_SESSION_PIN_UPSTREAM"
 _CONFIG = "ASGI_SESSION_PIN_CONFIG"
 _LOG_LEVEL = "ASGI_SESSION_PIN_LOG_LEVEL"
+
+_CLIENTS_PATHS = ("/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/completions")
 
 
 def prepare(
@@ -28,6 +31,7 @@ def prepare(
     Streams that run then are finished. Raises ConfigError and ValueError for what can't be used.
     """
     config = Config.load(config_path)
+    refuse_repeated(read_upstream(upstream), _CLIENTS_PATHS)
     app: Any = create_gateway(upstream, config)
     if workers > 1:  # each of them reads the file for itself
         if config_path is not None and not Path(config_path).is_file():

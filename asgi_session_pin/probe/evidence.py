@@ -80,6 +80,11 @@ class Evidence(msgspec.Struct, kw_only=True):
     deployments: tuple[Deployment, ...] = ()
     spent: bool = False
 
+    def renamed(self, rename: Callable[[str], str]) -> "Evidence":
+        """Return the same about models of other names."""
+        replies = [msgspec.structs.replace(reply, model=rename(reply.model)) for reply in self.replies]
+        return msgspec.structs.replace(self, names=tuple(map(rename, self.names)), replies=replies)
+
     def replies_to(self, model: str) -> list[Reply]:
         """Return the replies to requests for *model*."""
         return [reply for reply in self.replies if reply.model == model]

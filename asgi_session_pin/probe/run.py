@@ -5,11 +5,11 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from functools import partial
 
 from .. import __version__
 from .._headers import NAME
-from .._upstream import base_path, read_upstream
+from .._upstream import base_path, read_upstream, refuse_repeated
 from ..session import PRESETS
 from .asking import MAX_TOKENS, NoAnswer, Prober, Target
 from .evidence import NONSENSE, Evidence, Reply, shown
@@ -24,6 +24,7 @@ SENT_BACK = 16  # requests for names that answers gave
 _EACH_SENT_BACK = ((False, False), (True, False), (False, True), (True, True))
 _OTHERS = 5  # the lists of models and of deployments, at two places, a name that does not exist, one more try
 _MAX_SILENCES = 3
+_HIDDEN = "(hidden)"
 
 _ENDINGS = ("/chat/completions", "/v1/messages", "/responses")
 _is_path = re.compile(r"/[\w.~/%:@+=,-]*", re.ASCII).fullmatch
@@ -45,9 +46,6 @@ def read_target(upstream: str, path: str, key: str | None, headers: Iterable[str
     parts = read_upstream(upstream)
     if not _is_path(path) or not path.endswith(_ENDINGS):
         raise ValueError(f"path: expected a path that ends in {', '.join(_ENDINGS[:-1])} or {_ENDINGS[-1]}")
-    for start in accumulate(f"/{segment}" for segment in path[1:].split("/")):
-        if base_path(parts).endswith(start):
-            raise ValueError(f"upstream: leave out {start} at its end, --path has it")
     sent = {
         "accept": "application/json, text/event-stream",
         "accept-encoding": "identity",
@@ -69,7 +67,21 @@ def read_target(upstream: str, path: str, key: str | None, headers: Iterable[str
     secrets = frozenset(word for word in words if len(word) >= 8)
     alone = (words - secrets) | {value for name, value in own.items() if not _tells_model(name)}
     base = f"{parts.scheme}://{parts.netloc}{base_path(parts)}"
-    return Target(base=base, path=path, headers=sent | own, secrets=secrets, alone=frozenset(alone), timeout=timeout)
+    target = Target(base=base, path=path, headers=sent | own, secrets=secrets, alone=frozenset(alone), timeout=timeout)
+    try:
+        refuse_repeated(parts, [path])
+    except ValueError as error:
+        raise ValueError(hide(target, str(error))) from None
+    return target
+
+
+def hide(target: Target, text: str) -> str:
+    """Return a text as it may be printed: the key stands in no name and no URL either."""
+    if text in target.alone:
+        return _HIDDEN
+    for secret in sorted(target.secrets, key=len, reverse=True):
+        text = text.replace(secret, _HIDDEN)
+    return text
 
 
 def _read_header(text: str) -> tuple[str, str]:
@@ -85,18 +97,19 @@ def _read_header(text: str) -> tuple[str, str]:
 async def run_probe(target: Target, names: Sequence[str], *, as_json: bool) -> int:
     """Ask the gateway, print what was found, and return the exit code: that of the report, 2 if there is none."""
     limit = len(names) * 2 * len(ROUNDS) + SENT_BACK + _OTHERS
-    _tell(f"at most {limit} requests to {target.url}, each for an answer of at most {MAX_TOKENS} tokens")
+    url = hide(target, target.url)
+    _tell(f"at most {limit} requests to {url}, each for an answer of at most {MAX_TOKENS} tokens")
     prober = Prober(target, limit)
     evidence = Evidence(names=tuple(names))
     try:
         await _Run(target, prober, evidence).run()
     except Stopped as error:
-        _tell(f"error: {error}")
+        _tell(f"error: {hide(target, str(error))}")
         return 2
     except asyncio.CancelledError:  # by the keyboard
         _tell(f"stopped; requests sent: {prober.sent}")
         return 130
-    report = Report(evidence, target.url, prober.sent, limit)
+    report = Report(evidence.renamed(partial(hide, target)), url, prober.sent, limit)
     width = min(WIDTH, max(NARROW, shutil.get_terminal_size((WIDTH, 0)).columns))
     print(report.json() if as_json else report.text(width), end="\n" if as_json else "", flush=True)
     return report.code
@@ -113,7 +126,7 @@ class _Run:
 
     async def run(self) -> None:
         for name in self._evidence.names:
-            _tell(f"asking for {shown(name)}")
+            _tell(f"asking for {self._shown(name)}")
             for stream in (False, True):
                 for hard in ROUNDS:
                     await self._ask(name, hard, stream)
@@ -123,6 +136,9 @@ class _Run:
             raise Stopped(f"no answer could be read: {self._outcomes()}; are --upstream and --path right?")
         await self._look_at_lists()
         await self._send_back()
+
+    def _shown(self, name: str) -> str:
+        return shown(hide(self._target, name))
 
     async def _ask(self, name: str, hard: bool, stream: bool) -> Reply:
         first = not self._evidence.replies
@@ -154,10 +170,13 @@ class _Run:
 
     async def _look_at_lists(self) -> None:
         _tell("reading the lists of models")
-        self._evidence.listed = read_listed(await self._prober.get(_sibling(self._target.path)))
+        is_secret = self._target.is_secret
+        listed = read_listed(await self._prober.get(_sibling(self._target.path)))
+        self._evidence.listed = frozenset(name for name in listed if not is_secret(name))
         if self._evidence.is_litellm:
             for path in ("/model/info", "/v1/model/info"):
-                self._evidence.deployments = read_deployments(await self._prober.get(path))
+                deployments = read_deployments(await self._prober.get(path))
+                self._evidence.deployments = tuple(each for each in deployments if not any(map(is_secret, each)))
                 if self._evidence.deployments:
                     break
 
@@ -170,7 +189,7 @@ class _Run:
             elif left < len(_EACH_SENT_BACK):
                 self._evidence.spent = True
             else:
-                _tell(f"sending back {shown(name)}")
+                _tell(f"sending back {self._shown(name)}")
                 for hard, stream in _EACH_SENT_BACK:
                     left -= 1
                     if not (await self._ask(name, hard, stream)).served:

@@ -3,6 +3,7 @@
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -142,6 +143,68 @@ def test_each_step_is_told_as_it_begins(told: Told) -> None:
     steps += ["asking for 'asgi-session-pin-probe-nonexistent', which no gateway has"]
     steps += [f"sending back '{SMALL}'", f"sending back '{LARGE}'"]
     assert told.error.endswith(" ".join(f"asgi-session-pin probe: {step}" for step in steps))
+
+
+@pytest.mark.parametrize("command", [["serve"], ["probe", "--model", "auto"]])
+@pytest.mark.parametrize(
+    ("base", "repeated", "meant"),
+    [
+        ("/v1", "/v1", ""),
+        ("/v1/", "/v1", ""),
+        ("/api/v1", "/v1", "/api"),
+        ("/v1/chat/completions", "/v1/chat/completions", ""),
+    ],
+)
+def test_a_path_that_would_be_there_twice_is_told_before_anything_is_sent(
+    command: list[str], base: str, repeated: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--upstream", f"http://127.0.0.1:9{base}"])
+    assert ended.value.code == 2
+    told = f"leave out {repeated} at its end, paths of requests begin with it: http://127.0.0.1:9{meant}\n"
+    assert f"argument --upstream: {told}" in capsys.readouterr().err
+
+
+KEY = "sk-operators-own-key-" + "0123456789" * 10  # longer than what is shown of a name
+
+
+def lists_with_the_key(place: str) -> dict[str, dict[str, list[Any]]]:
+    """Return lists that name the key in one place."""
+    group, model, identity = (KEY if place == each else "small" for each in ("group", "model", "id"))
+    listed = [{"id": KEY if place == "list" else "small"}]
+    deployments = [*DEPLOYMENTS["data"][:1], *DEPLOYMENTS["data"][2:], deployment(group, SMALL, identity)]
+    return {"/v1/models": {"data": listed}, "/model/info": {"data": [*deployments, deployment("other", model)]}}
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+@pytest.mark.parametrize("place", ["group", "model", "id", "list"])
+def test_a_gateway_that_names_the_key_has_it_printed_nowhere(told: Told, place: str, as_json: list[str]) -> None:
+    gateway = FakeGateway(litellm, lists_with_the_key(place))
+    told(gateway, "--model", "smart", "--key", KEY, *as_json)
+    assert "/model/info" in {path for _, path in gateway.requests}
+    assert KEY[:20] not in told.output + told.error
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_a_key_that_is_given_as_a_name_or_in_the_url_is_printed_nowhere(told: Told, as_json: list[str]) -> None:
+    def manner(asked: Asked) -> Answer:
+        return plain_router(asked._replace(model="auto") if asked.model == KEY else asked)
+
+    path = f"/{KEY}/v1/chat/completions"
+    assert told(FakeGateway(manner), "--model", KEY, SMALL, "--path", path, "--key", KEY, *as_json) == 0
+    assert "asking for '(hidden)'" in told.error
+    assert "/(hidden)/v1/chat/completions" in told.error
+    assert KEY[:20] not in told.output + told.error
+    assert told(FakeGateway(lambda asked: REFUSED), "--model", "hunter2", "--key", "hunter2") == 2
+    assert "hunter2" not in told.output + told.error
+
+
+def test_a_key_in_a_url_that_is_refused_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["probe", "--upstream", f"http://127.0.0.1:9/{KEY}/v1", "--model", "auto", "--key", KEY])
+    told = capsys.readouterr().err
+    assert "http://127.0.0.1:9/(hidden)" in told
+    assert KEY[:20] not in told
 
 
 @pytest.mark.parametrize("as_json", [[], ["--json"]])
