@@ -15,6 +15,8 @@ StructT = TypeVar("StructT", bound=msgspec.Struct)
 # What stands under these names is never shown.
 SECRETS = frozenset({"secret", "url"})
 MAX_SHOWN = 80
+_credentials = re.compile(r"(?<!/)//[^/\s:@]*:[^/\s]*@")  # of a URL (RFC 3986, section 3.2.1)
+_UNITS = ("_seconds", "_bytes", "")  # which are easily left out
 
 
 def read_settings(kind: type[StructT], value: Any) -> tuple[StructT | None, list[str]]:
@@ -59,12 +61,13 @@ class _Reader:
         if isinstance(value, kind):
             value = msgspec.structs.asdict(value)
         if not isinstance(value, Mapping):
-            return self._fault(path, f"found {_kind(value)}, expected a mapping")
+            return self._fault(path, f"found {kind_of(value)}, expected a mapping")
         fields = {field.name: field for field in msgspec.structs.fields(kind)}
         for key in value:
             if key not in fields:
-                similar = difflib.get_close_matches(_key(key), fields, 1)
-                hint = f"did you mean {similar[0]!r}?" if similar else f"expected one of {', '.join(fields)}"
+                spellings = {name.removesuffix(unit): name for unit in _UNITS for name in fields}
+                similar = difflib.get_close_matches(_key(key), spellings, 1)
+                hint = f"did you mean {spellings[similar[0]]!r}?" if similar else f"expected one of {', '.join(fields)}"
                 self._fault(_join(path, key), f"unknown key, {hint}")
         read: dict[str, Any] = {}
         for name, field in fields.items():
@@ -97,9 +100,9 @@ class _Reader:
 
     def _unexpected(self, path: str, value: Any, wanted: str) -> None:
         if path.rpartition(".")[2] in SECRETS:
-            found = _kind(value)
+            found = kind_of(value)
         elif path in self._templates:  # what the environment holds may be a secret
-            found = f"{_shown(str(self._templates[path]))}, filled in as {_kind(value)}"
+            found = f"{_shown(str(self._templates[path]))}, filled in as {kind_of(value)}"
         else:
             found = _shown(value)
         self._fault(path, f"found {found}, expected {wanted}")
@@ -123,15 +126,25 @@ def _shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, Mapping | list | tuple):
-        return _kind(value)
+        return kind_of(value)
     try:
-        text = repr(value) if isinstance(value, str) else str(value)
+        text = str(without_credentials(repr(value) if isinstance(value, str) else str(value)))
     except ValueError:  # Python writes no int of over 4,300 digits
         return "a number of too many digits"
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
 
 
-def _kind(value: Any) -> str:
+def without_credentials(value: Any) -> Any:
+    """Return settings with user and password masked in every URL, wherever it stands."""
+    if isinstance(value, str):
+        return _credentials.sub("//***@", value)
+    if isinstance(value, dict):
+        return {without_credentials(key): without_credentials(item) for key, item in value.items()}
+    return [without_credentials(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def kind_of(value: Any) -> str:
+    """Return what a value is, without what is in it."""
     kinds = {str: "text", bool: "true or false", int: "a number", float: "a number", type(None): "nothing"}
     if isinstance(value, Mapping):
         return "a mapping"

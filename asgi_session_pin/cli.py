@@ -55,7 +55,7 @@ def serve_gateway(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -
     try:
         run = prepare(chosen.upstream, chosen.config, chosen.host, chosen.port, chosen.workers, chosen.log_level)
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        print(ConfigError(chosen.config or "configuration", error.faults), file=sys.stderr)
         return 1
     except ValueError as error:
         parser.error(f"argument --{error}")
@@ -139,7 +139,7 @@ def check_file(path: str) -> int:
     """Print the settings in force as YAML, or what is wrong with the file, and return the exit code."""
     try:
         config = Config.load(path)
-        open_store(config)
+        open_store(config, path)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -23,7 +23,7 @@ from ._kinds import (
     SessionSource,
     StoreURL,
 )
-from ._settings import SECRETS, read_settings
+from ._settings import SECRETS, read_settings, without_credentials
 from ._yaml import MAX_BYTES, YAMLFault, dump_yaml, load_yaml
 
 
@@ -33,7 +33,7 @@ class ConfigError(ValueError):
     *faults* has a line for each thing that is wrong: its dotted path, what was found and what was expected.
     """
 
-    def __init__(self, source: str, faults: list[str]) -> None:
+    def __init__(self, source: str, faults: Sequence[str]) -> None:
         self.faults = tuple(faults)
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         super().__init__("\n  ".join((f"{source}: {count}", *faults)))
@@ -226,15 +226,10 @@ class Config(_Section, frozen=True):
         """
         if source is None:
             return cls()
-        name = "configuration"
-        if isinstance(source, str | os.PathLike):
-            name = os.fspath(source)
-            value = _read_file(name)
-        else:
-            value = source
+        value = _read_file(os.fspath(source)) if isinstance(source, str | os.PathLike) else source
         config, faults = read_settings(cls, value)
         if config is None:
-            raise ConfigError(name, faults)
+            raise ConfigError(source_name(source), faults)
         return config
 
     def to_yaml(self) -> str:
@@ -242,7 +237,12 @@ class Config(_Section, frozen=True):
         values = msgspec.to_builtins(self, builtin_types=())
         values["sessions"]["secret"] = None if self.sessions.secret is None else "***"
         values["store"]["url"] = self.store.shown_url
-        return dump_yaml(values)
+        return dump_yaml(without_credentials(values))
+
+
+def source_name(source: object) -> str:
+    """Return what errors call the source of a configuration: a file by its path."""
+    return os.fspath(source) if isinstance(source, str | os.PathLike) else "configuration"
 
 
 def _read_file(path: str) -> Any:

@@ -4,16 +4,16 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
-from inspect import iscoroutinefunction
 from time import monotonic
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ._arguments import check_session_id, check_store, read_listeners
 from ._headers import HeaderPicker, NameMemory, header_name, without
 from ._patterns import Patterns
 from ._warnings import Warnings
-from .config import Config, Endpoint
+from .config import Config, Endpoint, source_name
 from .events import Listener
 from .exchange import Exchange
 from .handling import handle, handle_observed
@@ -41,8 +41,9 @@ class SessionPinMiddleware:
     - *listeners*: each is called with a `PinEvent` when the app is done with a request that had a session. What they
       raise is logged and goes no further.
 
-    Raises ConfigError for a configuration that can't be used, TypeError for a callable that is none or is a coroutine
-    function. Nothing is connected here and no event loop is needed.
+    Raises ConfigError for a configuration that can't be used, TypeError for another argument that can't work: a *store*
+    without the methods of one, *listeners* that are no list, an async function. Nothing is connected here and no event
+    loop is needed.
     """
 
     def __init__(
@@ -56,13 +57,11 @@ class SessionPinMiddleware:
     ) -> None:
         settings = Config.load(config)
         routing = settings.routing
-        listeners = tuple(listeners)
-        functions: list[tuple[str, Any]] = [("listeners", listener) for listener in listeners]
+        listeners = read_listeners(listeners)
         if session_id is not None:
-            functions.append(("session_id", session_id))
-        for name, function in functions:
-            if not callable(function) or iscoroutinefunction(function) or iscoroutinefunction(function.__call__):
-                raise TypeError(f"{name}: found {function!r}, expected a plain function")
+            check_session_id(session_id)
+        if store is not None:
+            check_store(store)
         self.app = app
         sources = settings.sessions.sources if session_id is None else ()
         self._sessions = SessionReader(settings.sessions, sources)
@@ -73,7 +72,7 @@ class SessionPinMiddleware:
         self._had_session = False
         self._endpoints = [(Patterns([endpoint.path]), endpoint) for endpoint in settings.endpoints]
         self._endpoint = lru_cache(maxsize=256)(self._find_endpoint)
-        opened = open_store(settings) if store is None else store
+        opened = open_store(settings, source_name(config)) if store is None else store
         watches = bool(listeners) or routing.session_max_age_seconds is not None
         table = PinTable(
             opened,

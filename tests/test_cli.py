@@ -1,14 +1,17 @@
 """The command line."""
 
 import io
+import re
 import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from starlette.applications import Starlette
 
-from asgi_session_pin import Config, __version__
+from asgi_session_pin import Config, ConfigError, SessionPinMiddleware, __version__
 from asgi_session_pin.cli import main
 
 
@@ -92,6 +95,37 @@ def test_check_masks_secrets(
     assert "hunter2" not in printed
 
 
+def test_check_masks_user_and_password_in_any_url(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "session_pin.yaml"
+    path.write_text(
+        """
+routing: {router_models: ["https://ann:hunter2@host/auto", "hf://org/model@main"]}
+decisions: {aliases: {"//:hunter2@host/*": "see http://ann:hunter2@[::1]:80/a@b"}}
+endpoints: [{path: "//ann:hunter2@host"}]
+store: {url: "redis://ann:hunter2@host/0?password=hunter2"}
+"""
+    )
+    assert main(["check", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "hunter2" not in printed
+    assert Config.load({**yaml.safe_load(printed), "store": {}}) == Config.load(
+        {
+            "routing": {"router_models": ["https://***@host/auto", "hf://org/model@main"]},
+            "decisions": {"aliases": {"//***@host/*": "see http://***@[::1]:80/a@b"}},
+            "endpoints": [{"path": "//***@host"}],
+        }
+    )
+
+
+def test_check_shows_a_path_with_a_colon_and_an_at_sign_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "session_pin.yaml"
+    path.write_text(f"store: {{url: 'sqlite:///{tmp_path}/a:b@c.db'}}")
+    assert main(["check", str(path)]) == 0
+    assert f"sqlite:///{tmp_path}/a:b@c.db" in capsys.readouterr().out
+
+
 BAD_FILES = {
     "faults": b"routing: {session_ttl_seconds: soon}\nstores: {}\n",
     "python tag": b"a: !!python/object/apply:os.system [true]\n",
@@ -120,6 +154,19 @@ def test_check_tells_what_is_wrong_with_any_file_and_exits_1(
             "  stores: unknown key, did you mean 'store'?",
             "  routing.session_ttl_seconds: found 'soon', expected a number of seconds above 0, at most 1,000,000,000",
         ]
+
+
+@pytest.mark.parametrize("command", [["check"], ["serve", "--upstream", "http://127.0.0.1:9", "--config"]])
+def test_a_store_that_cannot_be_opened_is_told_with_the_file_that_names_it(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "session_pin.yaml"
+    path.write_text(f"store: {{url: 'sqlite:///{tmp_path}/missing/pins.db'}}")
+    told = f"{path}: 1 fault\n  store.url: there is no directory {tmp_path}/missing"
+    assert main([*command, str(path)]) == 1
+    assert capsys.readouterr().err == f"{told}\n"
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        SessionPinMiddleware(Starlette(), config=path)
 
 
 def test_check_of_a_file_that_is_not_there_has_no_traceback(tmp_path: Path) -> None:

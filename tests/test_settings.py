@@ -127,6 +127,26 @@ def test_what_is_expected_is_said_in_words() -> None:
     assert expected(Endpoint) == "a mapping"
 
 
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("routing: {session_ttl: 5}", "routing.session_ttl: unknown key, did you mean 'session_ttl_seconds'?"),
+        ("routing: {sesion_ttl: 5}", "routing.sesion_ttl: unknown key, did you mean 'session_ttl_seconds'?"),
+        (
+            "routing: {session_ttl_slide: 5}",
+            "routing.session_ttl_slide: unknown key, did you mean 'session_ttl_sliding'?",
+        ),
+        ("limits: {max_request: 5}", "limits.max_request: unknown key, did you mean 'max_request_bytes'?"),
+        (
+            "gateway: {connect_timeout: 5}",
+            "gateway.connect_timeout: unknown key, did you mean 'connect_timeout_seconds'?",
+        ),
+    ],
+)
+def test_a_key_without_its_unit_is_told_which_one_is_meant(file: Path, key: str, meant: str) -> None:
+    assert faults(file, key) == [meant]
+
+
 # Secrets
 
 NOT_ONE = "not valid YAML: a number, a date or a tagged value that is none"
@@ -146,6 +166,14 @@ NOT_ONE = "not valid YAML: a number, a date or a tagged value that is none"
             "sessions.max_id_length: found 0, expected a whole number from 1 to 65536",
         ),
         ("store: redis://:hunter2@host/0", "store: found text, expected a mapping"),
+        (
+            "endpoints: [{path: 'https://ann:hunter2@host/v1/chat/completions'}]",
+            f"endpoints.0.path: found 'https://***@host/v1/chat/completions', {PATH_EXPECTED}",
+        ),
+        (
+            f"endpoints: [{{path: 'https://ann:hunter2{'x' * 80}@host'}}]",
+            f"endpoints.0.path: found 'https://***@host', {PATH_EXPECTED}",
+        ),
         ("store: {url: 'ftp://:hunter2@host/0'}", f"store.url: found text, {URL_EXPECTED}"),
         ("store: {url: 'ftp://:hunter2@${HOME}'}", f"store.url: found text, {URL_EXPECTED}"),
         ("store:\n  url: ${NOT_SET:-ftp://:hunter2@host}", f"store.url: found text, {URL_EXPECTED}"),

@@ -11,10 +11,10 @@ from .resilient import ResilientStore
 __all__ = ["ClaimingStore", "MemoryStore", "PinStore", "ResilientStore", "make_resilient", "open_store"]
 
 
-def open_store(config: Config) -> PinStore:
+def open_store(config: Config, source: str = "configuration") -> PinStore:
     """Return the store that *config* names; nothing is connected or written yet.
 
-    Raises ConfigError where it can be seen already that it can't be used.
+    Raises ConfigError where it can be seen already that it can't be used; *source* is where the settings come from.
     """
     url, routing = config.store.url, config.routing
     try:
@@ -33,9 +33,9 @@ def open_store(config: Config) -> PinStore:
             )
     except ImportError:
         fault = f"store.url: found {config.store.shown_url!r}, which needs asgi-session-pin[redis] to be installed"
-        raise ConfigError("configuration", [fault]) from None
+        raise ConfigError(source, [fault]) from None
     except ValueError as error:
-        raise ConfigError("configuration", [f"store.url: {error}"]) from None
+        raise ConfigError(source, [f"store.url: {error}"]) from None
     return MemoryStore(
         ttl_seconds=routing.session_ttl_seconds,
         sliding=routing.session_ttl_sliding,

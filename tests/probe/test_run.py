@@ -320,18 +320,6 @@ def test_the_fastapi_example_needs_only_its_routers_name(probe: Probe) -> None:
     assert outcome.report["settings"] == {"routing": {"router_models": ["auto"]}}
 
 
-@pytest.mark.parametrize("base", ["/v1", "/v1/", "/api/v1", "/v1/chat/completions"])
-def test_a_path_that_would_be_there_twice_is_told_before_anything_is_sent(
-    base: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["probe", "--upstream", f"http://127.0.0.1:9{base}", "--model", "auto"])
-    assert ended.value.code == 2
-    assert "argument --upstream: leave out /v1 at its end, --path has it\n" in capsys.readouterr().err.replace(
-        "/v1/chat/completions", "/v1"
-    )
-
-
 FAULTS = [
     (["--upstream", "localhost:1"], "argument --upstream: expected a URL such as http://localhost:4000"),
     (["--upstream", "http://u:hunter2@a"], "argument --upstream: expected a URL without credentials"),
