@@ -8,6 +8,7 @@ from starlette.types import Message, Send
 
 from ._headers import Headers, header_name, without
 from ._log import Opaque
+from ._messages import body_of
 from .exchange import Exchange
 from .request import PINNED
 from .response import RESPONSE_HEADERS, ResponseReader
@@ -52,7 +53,7 @@ class Answer(Opaque):
         if message["type"] == "http.response.body":
             reader = self.reader
             if reader is not None:
-                reader.feed(message.get("body", b""), message.get("more_body", False))
+                reader.feed(body_of(message), message.get("more_body", False))
                 if reader.finished or (self.exchange.is_stated and self.exchange.learns):
                     return self.settle(reader, message)
             elif self.ends and not message.get("more_body"):

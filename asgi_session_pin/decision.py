@@ -8,6 +8,7 @@ from starlette.types import Message, Send
 
 from ._headers import JSON, HeaderPicker, Headers, content_length, is_identity, media_type, without
 from ._json import Members, decode_members, encode_json
+from ._messages import body_of
 from .pins import Pin
 from .request import FRAMING_HEADERS, SIGNATURE_HEADERS
 
@@ -75,7 +76,7 @@ class DecisionEditor:
             await self.release()
             await self._send(message)
         else:
-            self._content += message.get("body", b"")
+            self._content += body_of(message)
             more = message.get("more_body", False)
             if not more and len(self._content) <= self._limit:
                 self._edit(self._start)

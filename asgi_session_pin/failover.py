@@ -8,6 +8,7 @@ from starlette.types import Message, Scope
 
 from ._headers import EVENTS, JSON, Headers, media_type
 from ._log import logger
+from ._messages import body_of
 from .answer import JSON_TYPE
 from .held import HeldAnswer, nothing
 from .pins import Pin
@@ -123,13 +124,13 @@ class PinnedAnswer(HeldAnswer, kw_only=True):
     def begins_with_error(self, start: Message, message: Message) -> bool:
         """Tell whether a stream begins with an error; an unfinished event is none, since it is not to be held."""
         if self.reader is None:
-            if begins_well(message.get("body", b"")):
+            if begins_well(body_of(message)):
                 self._succeed()
                 self.renew_late()
                 return False
             self._look_at_first_event(start)
         assert self.reader is not None
-        self.reader.feed(message.get("body", b""), message.get("more_body", False))
+        self.reader.feed(body_of(message), message.get("more_body", False))
         if not self.reader.failed:
             return False
         self.reader = None

@@ -7,6 +7,7 @@ from collections.abc import Awaitable
 
 from starlette.types import Message
 
+from ._messages import body_of
 from .answer import Answer
 
 HELD_BYTES = 65_536
@@ -88,14 +89,16 @@ class HeldAnswer(Answer):
             await self.releasing
 
     async def _hold_on(self, held: list[Message], message: Message) -> None:
-        held.append(message)
         if message["type"] != "http.response.body":
+            held.append(message)
             return await self.let_go()
+        message = {**message, "body": body_of(message)}
+        held.append(message)
         if not self.is_error:
             self.is_error = self.begins_with_error(held[0], message)
             if not self.is_error:
                 return await self.release()
-        self.held_bytes += len(message.get("body", b""))
+        self.held_bytes += len(message["body"])
         if self.held_bytes > HELD_BYTES:
             await self.let_go()
         elif not message.get("more_body"):

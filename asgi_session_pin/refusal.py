@@ -9,6 +9,7 @@ from starlette.types import Message
 from ._decompress import open_decoder
 from ._headers import HeaderPicker, is_identity
 from ._json import decode_members
+from ._messages import body_of
 from .held import HELD_BYTES
 from .pins import NamedModel
 from .response import is_dated
@@ -39,7 +40,7 @@ def failure_of(status: int, *, may_be_refused: bool, has_served: bool) -> Failur
 def names_model(messages: Iterable[Message], model: str) -> bool:
     """Tell whether a whole response is a JSON error that names *model*, or blames the request's `model`."""
     start, *rest = messages
-    text = b"".join(message.get("body", b"") for message in rest)
+    text = b"".join(body_of(message) for message in rest)
     encoding = _encoding.pick(start["headers"]).get(b"content-encoding", b"")
     try:
         if not is_identity(encoding):

@@ -9,6 +9,7 @@ from starlette.types import Message, Receive, Scope
 
 from ._headers import Headers, content_length, is_identity, without
 from ._log import Opaque
+from ._messages import body_of
 
 # Over one of these, a changed body would no longer be the one that was signed (RFC 9530, RFC 3230, RFC 1864).
 SIGNATURE_HEADERS = frozenset({b"content-digest", b"repr-digest", b"digest", b"content-md5", b"x-amz-content-sha256"})
@@ -121,11 +122,12 @@ class RequestBody(Opaque):
     async def read(self, limit: int) -> bytes | None:
         """Return the whole body, or None if it is over *limit* bytes or the client left before it was whole."""
         message = await self.server_receive()
-        self.messages.append(message)
         if message["type"] != "http.request":
+            self.messages.append(message)
             self.cut_off = True
             return None
-        content = bytes(message.get("body") or b"")
+        content = body_of(message)
+        self.messages.append(message if message.get("body") is content else {**message, "body": content})
         if not message.get("more_body"):
             return content if len(content) <= limit else None
         return await self._read_on(bytearray(content), limit)
@@ -139,7 +141,7 @@ class RequestBody(Opaque):
                 self.cut_off = True
                 self.messages = [{"type": "http.request", "body": bytes(content), "more_body": True}, message]
                 return None
-            content += message.get("body") or b""
+            content += body_of(message)
             more = message.get("more_body", False)
         whole = bytes(content)
         self.messages = [{"type": "http.request", "body": whole, "more_body": more}]

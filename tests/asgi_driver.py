@@ -100,7 +100,8 @@ async def call(
     async def send(message: Message) -> None:
         if message["type"] == "http.response.start":
             assert not answer.messages, "a response was started twice"
-        answer.messages.append(message)
+        # A server writes at once; the app may use its buffer for something else.
+        answer.messages.append({**message, "body": bytes(message["body"])} if "body" in message else message)
         if message["type"] == "http.response.body" and not message.get("more_body"):
             answered.set()
 
