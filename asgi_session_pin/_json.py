@@ -8,15 +8,26 @@ scanner.
 import json
 import re
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 import msgspec
 
 Members = dict[str, msgspec.Raw]
 
-# The scanner builds Python objects to find out where a value ends, up to 26 times the text's size; so does a look into
-# an array.
+# Each member costs a quarter of a microsecond, each item of an array that is looked into a tenth. How many there are at
+# most is told by the colons and commas.
+MAX_MEMBERS = 200_000
+MAX_ITEMS = 100_000
+_SHORTEST_MEMBER = len(b'"":0,')
+
+# The scanner goes from member to member in Python, and builds objects to find out where a value ends, up to 26 times
+# the text's size. How many (by brackets and colons) is bounded in the garbage collector's favour, and how deep it goes
+# is not left to the interpreter.
 MAX_SCANNED_BYTES = 1_048_576
+MAX_SCANNED_MEMBERS = 1_000
+MAX_SCANNED_MARKS = 100_000
+MAX_NESTING = 500
 
 NULL = msgspec.Raw(b"null")
 
@@ -32,12 +43,26 @@ _decode_string = msgspec.json.Decoder(str).decode
 def decode_members(text: bytes) -> Members:
     """Return the members of the JSON object that *text* is; of members named twice, the last.
 
-    Raises ValueError if *text* is not a JSON object in UTF-8, or is nested too deep to tell.
+    Raises ValueError if *text* is not a JSON object in UTF-8, or is too large or nested too deep to tell.
     """
+    if len(text) > MAX_MEMBERS * _SHORTEST_MEMBER and text.count(b":") > MAX_MEMBERS:
+        raise ValueError("too many members")
     try:
         return _decode_members(text)
-    except (ValueError, RecursionError):  # msgspec.DecodeError and UnicodeDecodeError are ValueErrors
+    except ValueError:  # msgspec.DecodeError and UnicodeDecodeError are ValueErrors
         return _scan_members(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def read_object(text: bytes) -> Members:
+    """Return the JSON object that a body or an event is; an empty one for anything else, such as "[DONE]"."""
+    if not text.lstrip().startswith((b"{", b"\xef\xbb\xbf")):  # cheaper than an exception, for streams full of such
+        return {}
+    try:
+        return decode_members(text)
+    except ValueError:
+        return {}
 
 
 def put_model(members: dict[str, Any], model: str) -> bytes:
@@ -59,10 +84,10 @@ def find_string(members: Members, path: tuple[str, ...]) -> str | None:
 
 def _step(value: msgspec.Raw, segment: str) -> msgspec.Raw | None:
     try:
-        text = memoryview(value)
-        if segment.isdecimal() and text[:1].tobytes() == b"[":
-            return _decode_items(value)[int(segment)] if len(text) <= MAX_SCANNED_BYTES else None
-        return decode_members(bytes(value)).get(segment)
+        text = bytes(value)
+        if segment.isdecimal() and text.startswith(b"["):
+            return _decode_items(text)[int(segment)] if text.count(b",") < MAX_ITEMS else None
+        return decode_members(text).get(segment)
     except (ValueError, IndexError, RecursionError):
         return None
 
@@ -76,20 +101,40 @@ _scan = json.JSONDecoder(parse_int=len, parse_float=len, parse_constant=len).raw
 def _scan_members(text: bytes) -> Members:
     if len(text) > MAX_SCANNED_BYTES:
         raise ValueError("too large for the scanner")
+    _check_structure(text)
     source = text.decode("latin-1")  # one character a byte: positions are those of the text
     try:
         return _scan_object(source, len(_BOM) if source.startswith(_BOM) else 0)
-    except (IndexError, RecursionError):
+    except (IndexError, RecursionError):  # the latter if the caller is deep in the stack
         raise ValueError("cut off, or nested too deep") from None
+
+
+_STEPS = bytes.maketrans(b"[{:]}", b"\x01\x01\x00\xff\xff")  # as signed bytes 1, 0 and -1
+_NO_MARKS = bytes(set(range(256)) - set(b'[{:]}"'))
+
+
+def _check_structure(text: bytes) -> None:
+    """Raise ValueError if the brackets and colons outside of strings are too many, or nested too deep."""
+    unescaped = text.replace(rb"\\", b"").replace(rb"\"", b"")
+    marks = unescaped.translate(_STEPS, _NO_MARKS).replace(b'""', b"")  # most strings have none
+    steps = b"".join(marks.split(b'"')[::2])
+    if len(steps) > MAX_SCANNED_MARKS:
+        raise ValueError("too large for the scanner")
+    if max(accumulate(memoryview(steps).cast("b")), default=0) > MAX_NESTING:
+        raise ValueError("nested too deep")
 
 
 def _scan_object(source: str, position: int) -> Members:
     members: Members = {}
+    room = MAX_SCANNED_MEMBERS
     position = _pass(source, position, "{")
     more = source[position] != "}"
     while more:
         if source[position] != '"':
             raise ValueError("expected a name")
+        if room == 0:
+            raise ValueError("too many members for the scanner")
+        room -= 1
         _, end = _scan(source, position)
         name = _decode_string(source[position:end].encode("latin-1"))
         start = _pass(source, end, ":")

@@ -5,57 +5,49 @@ interest here, so `event`, `id` and `retry` are read over.
 """
 
 import re
+from collections.abc import Iterable, Iterator
 
 _BOM = b"\xef\xbb\xbf"
-_lines = re.compile(rb"([^\r\n]*)(?:\r\n|\n|\r)").finditer
+_blank_lines = re.compile(rb"\n\n+").finditer
+_data_lines = re.compile(rb"^data(?:: ?([^\n]*))?$", re.MULTILINE).findall
 
 
 class EventDecoder:
     """Turns the chunks of a stream, cut anywhere, into the data of its events."""
 
-    __slots__ = ("_after_cr", "_data", "_first_line", "_has_data", "_unfinished")
+    __slots__ = ("_after_cr", "_at_start", "_unfinished")
 
     def __init__(self) -> None:
-        self._unfinished = bytearray()  # a line whose end has not come
-        self._data = bytearray()
-        self._has_data = False
-        self._first_line = True
+        self._unfinished = bytearray()  # what follows the last blank line
+        self._at_start = True
         self._after_cr = False
 
-    def feed(self, chunk: bytes) -> list[bytes]:
-        """Return the data of each event that *chunk* completes; an event without data is none."""
+    def feed(self, chunk: bytes) -> Iterable[bytes]:
+        """Return the data of each event that *chunk* completes, read as it is asked for; one without data is none."""
         if not chunk:
-            return []
-        if self._after_cr:
-            self._after_cr = False
-            if chunk.startswith(b"\n"):  # the other half of a CRLF that was cut in two
-                chunk = chunk[1:]
-        if b"\n" not in chunk and b"\r" not in chunk:
-            self._unfinished += chunk
-            return []
+            return ()
+        if self._after_cr and chunk.startswith(b"\n"):  # the other half of a CRLF that was cut in two
+            chunk = chunk[1:]
         self._after_cr = chunk.endswith(b"\r")
-        text = bytes(self._unfinished + chunk) if self._unfinished else chunk
-        events: list[bytes] = []
-        end = 0
-        for line in _lines(text):
-            end = line.end()
-            self._read_line(line[1], events)
-        self._unfinished = bytearray(text[end:])
-        return events
+        if b"\r" in chunk:
+            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        known = max(0, len(self._unfinished) - 1)  # before here there is no blank line
+        self._unfinished += chunk
+        end = self._unfinished.rfind(b"\n\n", known) + 2
+        if end < 2:
+            return ()
+        text = bytes(self._unfinished[:end])
+        del self._unfinished[:end]
+        if self._at_start:
+            self._at_start = False
+            text = text.removeprefix(_BOM)
+        return _read_events(text)
 
-    def _read_line(self, line: bytes, events: list[bytes]) -> None:
-        if self._first_line:
-            self._first_line = False
-            line = line.removeprefix(_BOM)
-        if not line:
-            if self._data:
-                events.append(bytes(self._data))
-            self._data = bytearray()
-            self._has_data = False
-            return
-        name, _, value = line.partition(b":")
-        if name == b"data":
-            if self._has_data:
-                self._data += b"\n"
-            self._data += value.removeprefix(b" ")
-            self._has_data = True
+
+def _read_events(text: bytes) -> Iterator[bytes]:
+    start = 0
+    for blank in _blank_lines(text):
+        data = b"\n".join(_data_lines(text, start, blank.start()))
+        start = blank.end()
+        if data:
+            yield data

@@ -9,7 +9,7 @@ import msgspec
 
 from ._decompress import Decoder, open_decoder
 from ._headers import JSON, HeaderPicker, Headers, NameMemory, content_length, is_identity, media_type
-from ._json import Members, decode_members, find_string
+from ._json import Members, find_string, read_object
 from ._log import Opaque
 from ._patterns import Alias, Patterns
 from ._sse import EventDecoder
@@ -18,6 +18,7 @@ from .config import Config
 from .pins import NamedModel, is_model_name
 
 MAX_NAME = 256
+MAX_EVENTS = 10_000  # a stream names its model in the first ones; looking at an event costs a few microseconds
 # gpt-4o -> gpt-4o-2024-08-06, claude-haiku-4-5 -> claude-haiku-4-5-20251001, and with "@" where Vertex AI serves it.
 _date = re.compile(r"[-@](\d{4}-\d\d-\d\d|\d{8})").fullmatch
 
@@ -147,7 +148,7 @@ class ResponseReader(Opaque):
 
     def feed(self, chunk: bytes, more: bool) -> None:
         """Look at the next piece of the body; *more* tells whether others follow."""
-        chunk = data = bytes(chunk)
+        data = chunk
         if self.decoder is not None:
             try:
                 data = self.decoder.decode(chunk, self.rules.max_bytes - self.size + 1)
@@ -185,11 +186,7 @@ class JSONReader(ResponseReader):
         """Look at the next piece of the body; most bodies come in one."""
         if more or self.content is not None or self.decoder is not None or len(chunk) > self.rules.max_bytes:
             return super().feed(chunk, more)
-        try:
-            self.finish(decode_members(bytes(chunk)))
-        except ValueError:
-            self.finish()
-        return None
+        return self.finish(read_object(chunk))
 
     def _read(self, data: bytes, more: bool, sent: int) -> None:
         if self.content is None:
@@ -207,21 +204,20 @@ class EventReader(ResponseReader):
 
     events: EventDecoder = msgspec.field(default_factory=EventDecoder)
     first_only: bool = False
+    room: int = MAX_EVENTS
 
     def _read(self, data: bytes, more: bool, sent: int) -> None:
         for event in self.events.feed(data):
             members = read_object(event)
-            if self.first_only or is_error(members) or self.rules.find_model({}, members, self.asked) is not None:
+            self.room -= 1
+            if self.first_only or (members and self._tells(members)):
                 return self.finish(members)
+            if self.room == 0:
+                return self.finish()
         return None if more else self.finish()
 
-
-def read_object(text: bytes) -> Members:
-    """Return the JSON object that a body or an event is; an empty one for anything else, such as "[DONE]"."""
-    try:
-        return decode_members(text)
-    except ValueError:
-        return {}
+    def _tells(self, members: Members) -> bool:
+        return is_error(members) or self.rules.find_model({}, members, self.asked) is not None
 
 
 def is_error(members: Members) -> bool:

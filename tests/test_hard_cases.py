@@ -218,6 +218,37 @@ async def test_a_body_nested_200000_deep_passes_with_bounded_memory(nesting: byt
     assert peak < 8 * len(content) + 1_000_000
 
 
+TOO_LARGE_TO_READ = {
+    "members": b'"x":[' + b'{"a":0},' * 200_000 + b"0]",
+    "members beside NaN": b'"odd":NaN,' + b",".join([b'"x":0'] * 1_000),
+    "nesting beside NaN": b'"odd":NaN,"x":' + b"[" * 500 + b"]" * 500,
+    "bytes beside NaN": b'"odd":NaN,"x":"' + b"x" * 1_048_576 + b'"',
+    "arrays beside NaN": b'"odd":NaN,"x":[' + b"[]," * 50_000 + b"0]",
+}
+
+
+@pytest.mark.parametrize("excess", TOO_LARGE_TO_READ.values(), ids=TOO_LARGE_TO_READ)
+async def test_a_body_that_would_take_long_to_read_passes_byte_for_byte(excess: bytes) -> None:
+    content = b'{"model":"auto",' + excess + b"}"
+    gateway = Gateway("pinned", "routed")
+    app = SessionPinMiddleware(gateway)
+    await call(app, {"model": "auto"}, SESSION)
+    answer = await call(app, content, SESSION)
+    assert answer.pin_status == "ignored; reason=body-not-json"
+    assert gateway.bodies[1] == content
+
+
+@pytest.mark.parametrize("excess", TOO_LARGE_TO_READ.values(), ids=TOO_LARGE_TO_READ)
+@pytest.mark.parametrize("media_type", [JSON_TYPE, SSE_TYPE])
+async def test_an_answer_that_would_take_long_to_read_passes_and_names_no_model(
+    excess: bytes, media_type: Header
+) -> None:
+    body = b'{"model":"a",' + excess + b"}"
+    if media_type == SSE_TYPE:
+        body = b"data: " + body + b"\n\n"
+    assert await order_of(start(media_type), piece(body, False)) == ["http.response.start", body]
+
+
 @pytest.mark.parametrize("model", [b"1", b"{}", b'["auto"]', b'"\\ud800"', b'"\xff"', b'""'])
 async def test_a_model_that_is_no_name_is_a_kind_of_its_own(model: bytes) -> None:
     gateway = Gateway("a", "b", "c")
@@ -419,6 +450,19 @@ async def test_a_header_that_is_no_decision_leaves_it_to_the_next_source() -> No
 )
 async def test_every_shape_of_stream_names_its_model(event: bytes) -> None:
     assert "pinned a" in await order_of(start(SSE_TYPE), piece(event), piece(b"data: [DONE]\n\n", False))
+
+
+async def test_a_stream_is_looked_at_up_to_its_10000th_event() -> None:
+    pinning = b'data: {"model":"a"}\n\n'
+    for event in (b"data: {}\n\n", b"data: x\n\n"):
+        assert "pinned a" in await order_of(start(SSE_TYPE), piece(event * 9_999), piece(pinning, False))
+        for stream in ([piece(event * 10_000 + pinning, False)], [piece(event * 10_000), piece(pinning, False)]):
+            assert "pinned a" not in await order_of(start(SSE_TYPE), *stream)
+
+
+async def test_events_that_are_no_object_are_passed_over() -> None:
+    noise = b'data: ping\n\ndata: ["b"]\n\ndata: "b"\n\ndata: {\n\ndata:  \n\n'
+    assert "pinned a" in await order_of(start(SSE_TYPE), piece(noise + b'data:  {"model":"a"}\n\n', False))
 
 
 @pytest.mark.parametrize("media_type", [b"Application/JSON; charset=utf-8", b"application/vnd.api+json"])

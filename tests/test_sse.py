@@ -77,7 +77,7 @@ def test_any_chunking_gives_the_events_of_the_whole_stream(stream: bytes, data: 
 def test_an_event_is_given_with_its_blank_line_and_not_before(stream: bytes) -> None:
     decoder = EventDecoder()
     for end in range(1, len(stream) + 1):
-        given_now = decoder.feed(stream[end - 1 : end])
+        given_now = list(decoder.feed(stream[end - 1 : end]))
         # The line feed of a CRLF ends nothing: the carriage return did.
         assert reference(stream[: end - 1]) + given_now == reference(stream[:end])
 
@@ -117,16 +117,22 @@ def test_events_of_a_stream(stream: bytes, expected: list[bytes]) -> None:
 
 def test_a_crlf_cut_in_two_is_one_line_end() -> None:
     decoder = EventDecoder()
-    assert decoder.feed(b"data: a\r") == []
-    assert decoder.feed(b"") == []
-    assert decoder.feed(b"\n") == []
-    assert decoder.feed(b"data: b\r") == []
-    assert decoder.feed(b"\n\r") == [b"a\nb"]
-    assert decoder.feed(b"\ndata: c\n\n") == [b"c"]
+    assert list(decoder.feed(b"data: a\r")) == []
+    assert list(decoder.feed(b"")) == []
+    assert list(decoder.feed(b"\n")) == []
+    assert list(decoder.feed(b"data: b\r")) == []
+    assert list(decoder.feed(b"\n\r")) == [b"a\nb"]
+    assert list(decoder.feed(b"\ndata: c\n\n")) == [b"c"]
 
 
 def test_an_event_does_not_wait_for_the_line_feed_that_may_follow_a_carriage_return() -> None:
-    assert EventDecoder().feed(b"data: a\r\n\r") == [b"a"]
+    assert list(EventDecoder().feed(b"data: a\r\n\r")) == [b"a"]
+
+
+def test_events_that_are_not_asked_for_are_behind_it_all_the_same() -> None:
+    decoder = EventDecoder()
+    assert next(iter(decoder.feed(b"data: a\n\ndata: b\n\ndata: c"))) == b"a"
+    assert list(decoder.feed(b"c\n\n")) == [b"cc"]
 
 
 @pytest.mark.parametrize("size", [2, 65_536])
@@ -139,7 +145,7 @@ def test_a_line_in_many_pieces_costs_memory_by_its_bytes(size: int) -> None:
     tracemalloc.start()
     try:
         for number in range(count):
-            assert decoder.feed(pieces[number % 10]) == []
+            assert list(decoder.feed(pieces[number % 10])) == []
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

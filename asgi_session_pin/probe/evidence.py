@@ -7,9 +7,9 @@ import msgspec
 
 from .._decompress import open_decoder
 from .._headers import EVENTS, JSON, media_type
-from .._json import Members, find_string
+from .._json import Members, find_string, read_object
 from .._sse import EventDecoder
-from ..response import is_error, read_object, read_source
+from ..response import is_error, read_source
 from .litellm import Deployment
 from .places import BODY_DEFAULTS, MAX_SOURCES, names_in_body, names_in_headers, rank, unusable_name
 

@@ -3,9 +3,9 @@
 import re
 
 from .._headers import NAME
-from .._json import Members, find_string
+from .._json import Members, find_string, read_object
 from ..config import Config, Decisions
-from ..response import RESPONSE_HEADERS, DecisionRules, is_dated, read_object, read_source
+from ..response import RESPONSE_HEADERS, DecisionRules, is_dated, read_source
 
 MAX_MEMBERS = 200
 MAX_SOURCES = 20
