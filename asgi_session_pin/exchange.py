@@ -76,7 +76,7 @@ class Exchange(Opaque):
         pinning = self.pinning
         if not self.learns:
             if self.is_stated and reader.found is not None and reader.found.model not in (None, self.asked):
-                pinning.health.fresh.remember(self.key, reader.found)
+                pinning.health.expect(self.key, reader.found)
             return
         self.learns = False
         pin = self._decide(reader)

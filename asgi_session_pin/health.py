@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from itertools import cycle
 
-from ._recent import Recent
+from ._recent import MAX_REMEMBERED, Recent
 from .config import Config
 from .pins import NamedModel
 
@@ -25,7 +25,7 @@ class Health:
         self._give_up_after = config.failover.give_up_after
         self._timer = timer
         self.served: Recent[str, None] = Recent()
-        self.fresh: Recent[bytes, NamedModel] = Recent()
+        self.fresh: dict[bytes, NamedModel] = {}
         """By key, what the answer that made a pin named, until the first pinned answer is compared with it."""
         self.refused: Recent[tuple[bytes, str], float] = Recent()  # until when
         self._resting: Recent[bytes, float] = Recent()  # until when
@@ -39,18 +39,24 @@ class Health:
             self.failures.pop(key, None)
             self._resting.pop(key, None)
         if answered is not None:
-            self.fresh.remember(key, answered)
+            self.expect(key, answered)
         elif key in self.fresh:
             del self.fresh[key]
 
+    def expect(self, key: bytes, answered: NamedModel) -> None:
+        """Remember what the first pinned answer is to be compared with."""
+        if len(self.fresh) >= MAX_REMEMBERED:  # every new pin comes by here: all at once costs it the least
+            self.fresh.clear()
+        self.fresh[key] = answered
+
     def serves(self, credential: bytes, model: str) -> None:
         """Remember that *model* has answered under a pin."""
-        self.served.remember(model, None)
+        self.served[model] = None
         self.refused.pop((credential, model), None)
 
     def refuse(self, credential: bytes, model: str) -> None:
         """Remember for a pin's time to live that the gateway does not take *model* back."""
-        self.refused.remember((credential, model), self._timer() + self._ttl)
+        self.refused[credential, model] = self._timer() + self._ttl
 
     def is_refused(self, credential: bytes, model: str) -> bool:
         """Tell whether *model* was refused lately."""
@@ -58,7 +64,7 @@ class Health:
 
     def rest(self, key: bytes) -> None:
         """Try no other model for this pin for a while: the last attempt did no better."""
-        self._resting.remember(key, self._timer() + REST_SECONDS)
+        self._resting[key] = self._timer() + REST_SECONDS
 
     def is_resting(self, key: bytes) -> bool:
         """Tell whether an attempt without the pin was in vain lately."""
@@ -74,4 +80,4 @@ class Health:
 
     def failed(self, key: bytes) -> None:
         """Count a failure of a pin."""
-        self.failures.remember(key, self.failures.get(key, 0) + 1)
+        self.failures[key] = self.failures.get(key, 0) + 1

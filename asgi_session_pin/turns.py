@@ -98,7 +98,7 @@ class Turns:
     def unnamed(self, key: bytes) -> None:
         """Let everybody go on: an answer named no model, and the next one would not either."""
         if self._wait_seconds:
-            self._unnamed.remember(key, None)
+            self._unnamed[key] = None
         self._dissolve(key, None)
 
     def pass_on(self, key: bytes, turn: Turn) -> None:

@@ -132,7 +132,7 @@ class ResilientStore:
         """Give the claim back that this process has, if it has one; nobody waits for it."""
         token = self._tokens.pop(key, None)
         if token is not None:
-            self._unreleased.remember((key, token), None)
+            self._unreleased[key, token] = None
             self._tells_again_at = 0.0
             self._catch_up()
 
@@ -213,8 +213,7 @@ class ResilientStore:
     async def _tell(self) -> None:
         refused: list[tuple[bytes, bytes]] = []
         while self._unreleased:
-            claim = next(iter(self._unreleased))
-            del self._unreleased[claim]
+            claim, _ = self._unreleased.popitem()
             try:
                 await self._give_back(*claim)
             except StoreUnavailable:
@@ -223,7 +222,7 @@ class ResilientStore:
             with contextlib.suppress(StoreUnavailable):
                 await self.get(key)
         for claim in refused:
-            self._unreleased.remember(claim, None)
+            self._unreleased[claim] = None
         if refused or self._copy.has_untold:
             self._tells_again_at = self._timer() + PAUSE_SECONDS
 

@@ -33,6 +33,28 @@ async def test_a_sliding_time_is_counted_from_the_last_use_here() -> None:
     assert known_model(copy, b"1") is None
 
 
+async def test_a_decision_takes_the_place_of_one_that_lapsed() -> None:
+    clock = Clock()
+    copy = LocalCopy(ttl_seconds=10, timer=clock, now=clock)
+    copy.decide(b"1", A)
+    await clock.wait(10)
+    copy.decide(b"1", B)
+    assert known_model(copy, b"1") == "b"
+
+
+async def test_what_left_is_not_told() -> None:
+    clock = Clock()
+    copy = LocalCopy(ttl_seconds=10, max_entries=2, timer=clock, now=clock)
+    for key in (b"1", b"2", b"3"):
+        copy.decide(key, A)
+    assert copy.untold() == [b"2", b"3"]
+    copy.keep(b"2", A)
+    assert copy.untold() == [b"3"]
+    await clock.wait(10)
+    assert copy.untold() == []
+    assert not copy.has_untold
+
+
 async def test_a_fixed_time_is_counted_from_the_decision_wherever_it_was_made() -> None:
     clock = Clock()
     copy = LocalCopy(ttl_seconds=10, sliding=False, timer=clock, now=clock)

@@ -1,9 +1,11 @@
 """What is the memory store's own."""
 
+import pytest
+
 from asgi_driver import Clock
 from asgi_session_pin import MemoryStore, Pin
 
-A = Pin("a", 1.0)
+A, B = Pin("a", 1.0), Pin("b", 1.0)
 
 
 async def test_the_least_recently_used_pin_goes_first() -> None:
@@ -23,6 +25,41 @@ async def test_a_pin_lapses_at_the_very_end_of_its_time() -> None:
     assert await store.get(b"1") == A
     await clock.wait(0.1)
     assert await store.get(b"1") is None
+
+
+async def test_a_pin_that_lapsed_can_not_be_given_up() -> None:
+    clock = Clock()
+    store = MemoryStore(ttl_seconds=10, timer=clock)
+    await store.add(b"1", A)
+    await clock.wait(10)
+    assert await store.discard(b"1", A) is False
+
+
+async def test_only_a_look_counts_as_a_use() -> None:
+    clock = Clock()
+    store = MemoryStore(ttl_seconds=10, max_entries=2, timer=clock)
+    await store.add(b"1", A)
+    await store.add(b"2", A)
+    await clock.wait(9)
+    assert await store.add(b"1", B) == A
+    assert await store.discard(b"1", B) is False
+    assert await store.get(b"2") == A
+    await clock.wait(1)
+    assert [await store.get(key) for key in (b"1", b"2")] == [None, A]
+
+
+async def test_the_table_is_bounded_whatever_has_lapsed() -> None:
+    clock = Clock()
+    store = MemoryStore(ttl_seconds=10, max_entries=3, timer=clock)
+    for number in range(10):
+        await store.add(bytes([number]), A)
+        await clock.wait(5)
+    assert len(store) == 3
+
+
+def test_a_table_without_room_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^max_entries: found 0, expected at least 1$"):
+        MemoryStore(max_entries=0)
 
 
 async def test_closing_forgets_all_pins() -> None:
