@@ -28,7 +28,7 @@ def load_yaml(text: bytes) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        _check(node, {})
+        _prepare(node, {})
         return loader.construct_document(node)
     except YAMLFault:
         raise
@@ -125,8 +125,11 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_template)
 
 
-def _check(node: yaml.Node, sizes: dict[int, int]) -> int:
-    """Return how many values *node* stands for; a node that an alias repeats is looked at once and counts each time."""
+def _prepare(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """Write merge keys out, and return how many values *node* stands for.
+
+    A node that an alias repeats is looked at once and counts each time.
+    """
     if id(node) in sizes:
         size = sizes[id(node)]
         if size == 0:
@@ -136,15 +139,36 @@ def _check(node: yaml.Node, sizes: dict[int, int]) -> int:
     size = 1
     if isinstance(node, yaml.MappingNode):
         _check_keys(node)
-        size += sum(_check(key, sizes) + _check(value, sizes) for key, value in node.value)
+        size += sum(_prepare(key, sizes) + _prepare(value, sizes) for key, value in node.value)
     elif isinstance(node, yaml.SequenceNode):
-        size += sum(_check(item, sizes) for item in node.value)
+        size += sum(_prepare(item, sizes) for item in node.value)
     else:
         size += len(node.value) // 64  # a long text that aliases repeat is not for free either
     if size > MAX_VALUES:
         raise YAMLFault(f"{_line(node.start_mark)}its aliases expand to more than {MAX_VALUES:,} values")
+    if isinstance(node, yaml.MappingNode):
+        _write_out_merges(node)  # those of its parts are written out by now, and what they are copied from is bounded
     sizes[id(node)] = size
     return size
+
+
+def _write_out_merges(node: yaml.MappingNode) -> None:
+    """Put what `<<` names in its place as YAML 1.1 says: own keys win, and of a list its first mapping.
+
+    PyYAML finds none to write out then: what it makes of a list depends on its version.
+    """
+    own, merged = [], []
+    for key, value in node.value:
+        if key.tag != "tag:yaml.org,2002:merge":
+            own.append((key, value))
+            continue
+        sources = value.value if isinstance(value, yaml.SequenceNode) else [value]
+        for source in reversed(sources):  # of equal keys the last one is taken
+            if not isinstance(source, yaml.MappingNode):
+                line = _line(source.start_mark)
+                raise YAMLFault(f"{line}<< stands before something that is no mapping, nor a list of mappings")
+            merged += source.value
+    node.value = merged + own
 
 
 def _check_keys(node: yaml.MappingNode) -> None:

@@ -83,6 +83,20 @@ def test_check_prints_the_settings_in_force_as_the_same_file(
     assert Config.load(path) == Config.load(SETTINGS)
 
 
+def test_check_prints_what_merge_keys_stand_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "session_pin.yaml"
+    path.write_text("""
+endpoints:
+  - &chat {path: /chat, kind: ignore}
+  - &any {path: /any, kind: decision}
+  - {<<: [*chat, *any]}
+  - {<<: [*chat, *any], path: /own}
+""")
+    assert main(["check", str(path)]) == 0
+    expected = [("/chat", "ignore"), ("/any", "decision"), ("/chat", "ignore"), ("/own", "ignore")]
+    assert re.findall(r"path: (\S+)\n +kind: (\w+)", capsys.readouterr().out) == expected
+
+
 def test_check_masks_secrets(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

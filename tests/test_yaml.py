@@ -30,6 +30,36 @@ endpoints:
     )
 
 
+@pytest.mark.parametrize(
+    "merged",
+    [
+        "{<<: [*first, *second]}",
+        "{<<: [*first, *second, {kind: decision, models: body:c}]}",
+        "{<<: [*first, {<<: *second}]}",
+        "{<<: [{<<: *first}, *second]}",
+        "{<<: {<<: [*first, *second]}}",
+        "{<<: [{<<: [*first, *second]}, *second]}",
+        "{<<: [*first, *second, *first]}",
+        "{kind: ignore, <<: [*second, {path: /second}], path: /first}",
+        "{<<: [*second, *first], kind: ignore, path: /first}",
+        "{path: /first, kind: ignore, <<: *second}",
+    ],
+)
+def test_own_keys_win_over_merged_ones_and_the_first_of_a_list_over_those_after_it(merged: str) -> None:
+    text = f"""
+- &first {{path: /first, kind: ignore}}
+- &second {{path: /second, kind: decision, models: body:b}}
+- {merged}
+"""
+    assert load_yaml(text.encode())[2] == {"path": "/first", "kind": "ignore", "models": "body:b"}
+
+
+def test_a_merged_mapping_stays_as_it_is_where_it_stands_itself() -> None:
+    text = b"- &a {x: 1}\n- &b {<<: *a, y: 2}\n- {<<: [*b, {z: 3}], x: 4}\n- *b\n- {'<<': 5}\n- {<<: []}"
+    ab = {"x": 1, "y": 2}
+    assert load_yaml(text) == [{"x": 1}, ab, {"x": 4, "y": 2, "z": 3}, ab, {"<<": 5}, {}]
+
+
 # Variables
 
 BASE_60 = "1" + ":1" * 300 + ".0"  # a number in YAML 1.1, and too large a one for a float
@@ -216,6 +246,7 @@ def test_as_many_values_as_the_limit_are_taken_and_no_more() -> None:
 NOT_ALLOWED = "not valid YAML: it holds bytes or characters that YAML does not allow"
 NOT_ONE = "not valid YAML: a number, a date or a tagged value that is none"
 NO_PLACE = "a value or a tag that has no place in settings"
+NO_MAPPING = "<< stands before something that is no mapping, nor a list of mappings"
 NO_SUCH_ALIAS = "an alias or an anchor that is not there or there twice"
 
 
@@ -242,7 +273,9 @@ NO_SUCH_ALIAS = "an alias or an anchor that is not there or there twice"
         ("routing: {a: 1, b: 2, 'a': 3}", "line 1: a key stands there a second time"),
         ("a: {<<: {b: 1}, <<: {c: 1}}", "line 1: a key stands there a second time"),
         ("? [a]\n: 1", f"line 1: {NO_PLACE}"),
-        ("a: 1\nb: {<<: 5}", f"line 2: {NO_PLACE}"),
+        ("a: 1\nb: {<<: 5}", f"line 2: {NO_MAPPING}"),
+        ("a: 1\nb:\n  <<: [{c: 1},\n       x]", f"line 4: {NO_MAPPING}"),
+        ("a: {<<: [[{b: 1}]]}", f"line 1: {NO_MAPPING}"),
         ("a: !!map 5", f"line 1: {NO_PLACE}"),
         ("a: !unknown x", f"line 1: {NO_PLACE}"),
         ("a: 2024-99-99", NOT_ONE),
