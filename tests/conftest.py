@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +17,26 @@ if TYPE_CHECKING:
     from redis_servers import RedisServer
 
 
+def pytest_report_header() -> str:
+    """Tell which versions of its dependencies the package is tested with."""
+    found = {}
+    for requirement in requires("asgi-session-pin") or []:
+        name = re.split(r"[^\w.-]", requirement)[0]
+        with contextlib.suppress(PackageNotFoundError):  # not every Python and every environment needs all
+            found[name] = version(name)
+    return "with " + ", ".join(f"{name} {found[name]}" for name in sorted(found))
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     """The middleware is for asyncio."""
     return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands print the same, whatever terminal the tests run in."""
+    monkeypatch.setenv("COLUMNS", "120")
 
 
 @pytest.fixture

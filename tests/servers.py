@@ -17,9 +17,16 @@ PATIENCE = 20  # seconds until a server has to answer
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    """Return a port that the kernel gives to no one who asks for any, for a minute.
+
+    Tests that run at the same time take ports too. That one is held back where a connection has just been closed, and
+    servers, which set SO_REUSEADDR, can still listen on it.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            listener.accept()[0].close()  # the side that closes first keeps the port
+            client.recv(1)
         return port
 
 
