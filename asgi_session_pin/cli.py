@@ -59,8 +59,7 @@ def serve_gateway(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -
         return 1
     except ValueError as error:
         parser.error(f"argument --{error}")
-    run()
-    return 0
+    return run()
 
 
 def _add_probe(commands: Any) -> argparse.ArgumentParser:
