@@ -151,7 +151,7 @@ class Supervisor:
         if not worker.process.is_alive():
             self._workers.remove(worker)
             if worker.is_wanted:
-                self._mourn(worker)
+                self._on_unexpected_end(worker)
             worker.close()
         elif worker.is_overdue:
             if worker.state is State.RETIRED:
@@ -159,7 +159,7 @@ class Supervisor:
             else:
                 worker.process.kill()
 
-    def _mourn(self, worker: _Worker) -> None:
+    def _on_unexpected_end(self, worker: _Worker) -> None:
         logger.error("a worker ended by itself, with exit code %s", worker.process.exitcode)
         self._replace_after = time.monotonic() + _REPLACE_SECONDS
         if worker.service is self._incoming and worker.state is State.STARTING:

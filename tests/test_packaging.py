@@ -1,6 +1,7 @@
 """What is published."""
 
 import re
+from importlib.metadata import requires
 from pathlib import Path
 
 import msgspec
@@ -45,3 +46,10 @@ def test_the_example_configuration_has_every_key_at_its_default() -> None:
 def test_an_endpoint_without_path_is_a_fault() -> None:
     with pytest.raises(ConfigError, match=r"endpoints\.0\.path: missing"):
         Config.load({"endpoints": [{"kind": "ignore"}]})
+
+
+def test_the_gateway_reads_all_that_upstreams_compress() -> None:
+    stated = requires("asgi-session-pin") or []
+    decoders = [line for line in stated if line.endswith("extra == 'compression'")]
+    assert decoders
+    assert [line for line in decoders if line.replace("'compression'", "'gateway'") not in stated] == []

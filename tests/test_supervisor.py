@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,6 +21,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from asgi_session_pin import Config
+from asgi_session_pin.cli import main
 from asgi_session_pin.config import Gateway
 from asgi_session_pin.serve import bind
 from asgi_session_pin.supervisor import Supervisor
@@ -56,6 +58,11 @@ def supervise(
 ) -> int:
     """Supervise in this process, as only its first thread gets signals, until *client* is done with the port."""
 
+    port = free_port()
+    return run_beside(client, port, Supervisor(service, count, bind("127.0.0.1", port), following, limits).run)
+
+
+def run_beside(client: Callable[[int], Any], port: int, serve: Callable[[], int]) -> int:
     def run_client() -> None:
         try:
             wait_until_open(port)
@@ -63,10 +70,9 @@ def supervise(
         finally:
             send(signal.SIGTERM)
 
-    port = free_port()
     with ThreadPoolExecutor(1) as threads:
         running = threads.submit(run_client)
-        exit_code = Supervisor(service, count, bind("127.0.0.1", port), following, limits).run()
+        exit_code = serve()
         running.result(PATIENCE)
     assert workers() == set()
     return exit_code
@@ -177,13 +183,35 @@ def test_processes_that_cannot_be_made_for_a_while_are_made_later(
 
 def test_what_cannot_start_leaves_those_that_serve(caplog: pytest.LogCaptureFixture) -> None:
     def client(port: int) -> None:
-        (worker,) = workers()
+        worker = workers().pop()
         send(signal.SIGHUP)
         wait_until(lambda: "the settings stay as they are: workers with the new ones can't start" in caplog.text)
-        wait_until(lambda: workers() == {worker})
+        wait_until(lambda: len(workers()) == 2 and worker in workers())
         assert get(port) == 200
 
-    assert supervise(client, following=lambda: BROKEN) == 0
+    assert supervise(client, following=lambda: BROKEN, count=2) == 0
+
+
+def test_the_command_reads_its_file_again(
+    file: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    def client(port: int) -> None:
+        file.write_text("gateway: {health_path: /new}")
+        send(signal.SIGHUP)
+        wait_until(lambda: [get(port, "/new/healthz") for _ in range(8)] == [200] * 8)
+        file.unlink()
+        send(signal.SIGHUP)
+        wait_until(lambda: "can't be read: No such file or directory" in caplog.text)
+        os.mkfifo(file)
+        send(signal.SIGHUP)
+        wait_until(lambda: "found what can be read only once, expected a regular file" in caplog.text)
+        assert get(port, "/new/healthz") == 200
+
+    file.touch()
+    port = free_port()
+    command = ["serve", "--upstream", NOWHERE, "--port", str(port), "--config", str(file), "--workers", "2"]
+    assert run_beside(client, port, lambda: main(command)) == 0
+    assert capsys.readouterr().err.count(", 2 workers, pins in memory:// for 600 s") == 2
 
 
 def test_retired_workers_end_in_time() -> None:
@@ -243,14 +271,16 @@ def test_ctrl_c_twice_waits_for_nobody() -> None:
     assert supervise(client) == 0
 
 
-def lead(supervisor: Callable[["Connection[Order, object]", int], Any], limits: Limits | None = None) -> None:
+def lead(
+    supervisor: Callable[["Connection[Order, object]", int], Any], service: Service = GOOD, limits: Limits | None = None
+) -> None:
     """Run a worker in this process, and *supervisor* beside it."""
     ours, its_end = Pipe()
     (listener,) = bind("127.0.0.1", 0)
     port = listener.getsockname()[1]
     with ThreadPoolExecutor(1) as threads, ours, its_end:
         running = threads.submit(supervisor, ours, port)
-        run_worker(GOOD, limits or Limits(), [listener], its_end)
+        run_worker(service, limits or Limits(), [listener], its_end)
         running.result(PATIENCE)
     assert not is_open(port)
 
@@ -285,11 +315,15 @@ def test_a_retired_worker_serves_whom_it_has_and_nobody_else() -> None:
     lead(supervisor)
 
 
-def test_a_worker_cuts_uploads_that_hang() -> None:
+def test_a_worker_cuts_uploads_that_hang_before_streams() -> None:
     def supervisor(worker: "Connection[Order, object]", port: int) -> None:
         wait_until_ready(worker)
-        with hanging_upload(port) as uploading, socket.create_connection(("127.0.0.1", port)) as silent:
+        with hanging_upload(port) as uploading, socket.create_connection(("127.0.0.1", port), PATIENCE) as streaming:
+            streaming.sendall(b"GET /endless HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert streaming.recv(13) == b"HTTP/1.1 200 "
             worker.send(Order.STOP)
-            assert (uploading.recv(1), silent.recv(1)) == (b"", b"")
+            assert uploading.recv(1) == b""
+            assert streaming.recv(1) != b""
 
-    lead(supervisor, Limits(uploads=0.2))
+    with serve_app(ENDLESS) as upstream:
+        lead(supervisor, Service(upstream, Config(), "info"), Limits(uploads=0.2, streams=1))
