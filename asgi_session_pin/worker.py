@@ -34,7 +34,7 @@ class Limits:
     retired: float = 3600  # of streams that were there when the settings changed
     uploads: float = 10
     streams: float = 25
-    stop: float = 29
+    stop: float = 28  # and up to a second more, until that is seen
 
 
 class Order(Enum):
