@@ -6,12 +6,12 @@ from functools import lru_cache
 
 from starlette.types import Message, Send
 
-from ._headers import Headers, header_name, without
-from ._log import Opaque
-from ._messages import body_of
 from .exchange import Exchange
-from .request import PINNED
-from .response import RESPONSE_HEADERS, ResponseReader
+from .log import Opaque
+from .request.body import PINNED
+from .response.reader import RESPONSE_HEADERS, ResponseReader
+from .wire.headers import Headers, header_name, without
+from .wire.messages import body_of
 
 JSON_TYPE = (b"content-type", b"application/json")
 PLAIN = {b"content-type", b"content-length"}

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def serve_gateway(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> int:
     """Serve until stopped and return the exit code."""
     try:
-        from .serve import prepare
+        from .gateway.serve import prepare
     except ImportError as error:
         parser.error(f"{error.name} is missing: install asgi-session-pin[gateway]")
     try:

@@ -7,17 +7,17 @@ from typing import NamedTuple, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
-from ._headers import Headers
-from ._log import Opaque
 from .config import Endpoint
-from .decision import remember, remember_route
 from .events import PinEvent
+from .log import Opaque
 from .pinning import Pinning
-from .pins import Pin
-from .request import inner_scope
-from .response import ResponseReader
-from .session import AskedModel
-from .turns import Turn
+from .pins.table import Pin
+from .pins.turns import Turn
+from .request.body import inner_scope
+from .request.session import AskedModel
+from .response.decision import remember, remember_route
+from .response.reader import ResponseReader
+from .wire.headers import Headers
 
 AnswerT = TypeVar("AnswerT")
 

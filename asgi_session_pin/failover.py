@@ -6,16 +6,16 @@ from collections.abc import Awaitable
 
 from starlette.types import Message, Scope
 
-from ._headers import EVENTS, JSON, Headers, media_type
-from ._log import logger
-from ._messages import body_of
 from .answer import JSON_TYPE
 from .held import HeldAnswer, nothing
-from .pins import Pin
-from .refusal import Failure, begins_well, failure_of, has_drifted, names_model
-from .request import InnerScope, RequestBody, show_state
-from .response import EventReader, ResponseReader
+from .log import logger
+from .pins.table import Pin
+from .request.body import InnerScope, RequestBody, show_state
+from .response.failure import Failure, begins_well, failure_of, has_drifted, names_model
+from .response.reader import EventReader, ResponseReader
 from .routed import RoutedAnswer
+from .wire.headers import EVENTS, JSON, Headers, media_type
+from .wire.messages import body_of
 
 GONE_SECONDS = 30.0  # a client that leaves sooner may have changed its mind
 

@@ -4,16 +4,16 @@ from collections.abc import Awaitable
 
 from starlette.types import Receive
 
-from ._json import Members, decode_members, put_model
 from .answer import Answer
-from .claims import claim
-from .decision import DecisionEditor, ask_for_identity, reply
 from .exchange import Exchange
 from .failover import PinnedAnswer
-from .pins import Pin
-from .request import InnerScope, RequestBody, inner_scope, pinned_headers, why_unreadable
-from .session import asked_model
-from .turns import Turn
+from .pins.claims import claim
+from .pins.table import Pin
+from .pins.turns import Turn
+from .request.body import InnerScope, RequestBody, inner_scope, pinned_headers, why_unreadable
+from .request.session import asked_model
+from .response.decision import DecisionEditor, ask_for_identity, reply
+from .wire.json import Members, decode_members, put_model
 
 Call = tuple[InnerScope, Answer]
 

@@ -7,8 +7,8 @@ from collections.abc import Awaitable
 
 from starlette.types import Message
 
-from ._messages import body_of
 from .answer import Answer
+from .wire.messages import body_of
 
 HELD_BYTES = 65_536
 HELD_TICKS = 2  # half a second to a second

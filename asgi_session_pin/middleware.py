@@ -9,23 +9,23 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ._arguments import check_session_id, check_store, read_listeners
-from ._headers import HeaderPicker, NameMemory, header_name, without
-from ._patterns import Patterns
-from ._warnings import Warnings
+from .arguments import check_session_id, check_store, read_listeners
 from .config import Config, Endpoint, source_name
+from .config.patterns import Patterns
 from .events import Listener
 from .exchange import Exchange
 from .handling import handle, handle_observed
-from .health import LOOK_EVERY, Health
 from .pinning import Pinning
-from .pins import PinTable
-from .request import CONTROL_HEADERS, HEADER_NAMES, SCOPE_KEY, SIGV4, UNUSUAL_HEADERS
-from .response import DecisionRules
-from .session import AskedModel, SessionReader
+from .pins.health import LOOK_EVERY, Health
+from .pins.table import PinTable
+from .pins.turns import Turns
+from .request.body import CONTROL_HEADERS, HEADER_NAMES, SCOPE_KEY, SIGV4, UNUSUAL_HEADERS
+from .request.session import AskedModel, SessionReader
+from .response.reader import DecisionRules
 from .stores import MemoryStore, PinStore, make_resilient, open_store
 from .ticker import Ticker
-from .turns import Turns
+from .warnings import Warnings
+from .wire.headers import HeaderPicker, NameMemory, header_name, without
 
 LONGEST_LEASE_SECONDS = 30  # a process that dies while it decides holds the others up for no longer
 

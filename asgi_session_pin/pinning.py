@@ -5,16 +5,16 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp
 
-from ._headers import NameMemory
-from ._warnings import Warnings
 from .config import Config
 from .events import Listener
-from .health import Health
-from .pins import Pin, PinTable
-from .response import DecisionRules
-from .session import AskedModel, SessionReader
+from .pins.health import Health
+from .pins.table import Pin, PinTable
+from .pins.turns import Turns
+from .request.session import AskedModel, SessionReader
+from .response.reader import DecisionRules
 from .ticker import Ticker
-from .turns import Turns
+from .warnings import Warnings
+from .wire.headers import NameMemory
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,10 @@ from collections.abc import Awaitable, Callable
 
 from starlette.types import Message, Scope
 
-from ._log import logger
 from .answer import Answer
 from .held import nothing
-from .request import InnerScope, RequestBody, inner_scope, swap
+from .log import logger
+from .request.body import InnerScope, RequestBody, inner_scope, swap
 
 # An app that lets only so many requests in, inside of us, may be waiting for this very request to leave.
 START_SECONDS = 5.0

@@ -9,7 +9,7 @@ import pytest
 from asgi_session_pin import Config
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = {"placement.md": "test_placement.py", "behaviour.md": "test_hard_cases.py"}
+DOCUMENTS = {"placement.md": "behaviour/test_placement.py", "behaviour.md": "behaviour/test_hard_cases.py"}
 
 
 def names_of_tests(path: Path) -> set[str]:
@@ -83,7 +83,7 @@ def test_the_readme_is_short_and_its_yaml_loads(tmp_path: Path) -> None:
 
 
 def test_the_readme_tells_of_every_status() -> None:
-    code = "".join(path.read_text() for path in (ROOT / "asgi_session_pin").glob("*.py"))
+    code = "".join(path.read_text() for path in (ROOT / "asgi_session_pin").rglob("*.py"))
     reasons = set(re.findall(r'b"((?:body|model|store|invalid)-[a-z-]+)"', code))
     assert len(reasons) == 7
     assert [reason for reason in reasons if reason not in README] == []

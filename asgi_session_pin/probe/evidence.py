@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import msgspec
 
-from .._decompress import open_decoder
-from .._headers import EVENTS, JSON, media_type
-from .._json import Members, find_string, read_object
-from .._sse import EventDecoder
-from ..response import is_error, read_source
+from ..response.reader import is_error, read_source
+from ..wire.compression import open_decoder
+from ..wire.headers import EVENTS, JSON, media_type
+from ..wire.json import Members, find_string, read_object
+from ..wire.sse import EventDecoder
 from .litellm import Deployment
 from .places import BODY_DEFAULTS, MAX_SOURCES, names_in_body, names_in_headers, rank, unusable_name
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 
-from .._patterns import Alias
 from ..config import Config, Decisions
-from ..pins import NamedModel
-from ..response import DecisionRules, is_dated
+from ..config.patterns import Alias
+from ..pins.table import NamedModel
+from ..response.reader import DecisionRules, is_dated
 from .evidence import NONSENSE, Evidence, Reply, shown
 from .litellm import MAX_ALIASES, auto_routers, group_aliases, shorten
 from .places import DEFAULTS, rank, undated

@@ -2,10 +2,10 @@
 
 import re
 
-from .._headers import NAME
-from .._json import Members, find_string, read_object
 from ..config import Config, Decisions
-from ..response import RESPONSE_HEADERS, DecisionRules, is_dated, read_source
+from ..response.reader import RESPONSE_HEADERS, DecisionRules, is_dated, read_source
+from ..wire.headers import NAME
+from ..wire.json import Members, find_string, read_object
 
 MAX_MEMBERS = 200
 MAX_SOURCES = 20

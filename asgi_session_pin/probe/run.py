@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 
 from .. import __version__
-from .._headers import NAME
-from .._upstream import base_path, read_upstream, refuse_repeated
-from ..session import PRESETS
+from ..request.session import PRESETS
+from ..wire.headers import NAME
+from ..wire.url import base_path, read_upstream, refuse_repeated
 from .asking import MAX_TOKENS, NoAnswer, Prober, Target
 from .evidence import NONSENSE, Evidence, Reply, shown
 from .findings import TROUBLES, find_all, next_name

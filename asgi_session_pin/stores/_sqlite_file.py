@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .._log import logger
+from ..log import logger
 from ._sqlite_setup import check, open_file
 
 _BUSY_SECONDS = 0.25  # a write waits so long for another process's

@@ -2,7 +2,7 @@
 
 from typing import Protocol, runtime_checkable
 
-from ..pins import Pin
+from ..pins.table import Pin
 
 
 class PinStore(Protocol):

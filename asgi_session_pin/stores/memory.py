@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from ..pins import Pin
+from ..pins.table import Pin
 from ._lru import ExpiringLRU
 
 

@@ -15,8 +15,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError, ReadOnlyError, RedisError, ResponseError
 
-from .._log import logger
-from ..pins import Pin
+from ..log import logger
+from ..pins.table import Pin
 
 Client: TypeAlias = Redis | RedisCluster
 _Execute = Callable[..., Awaitable[Any]]

@@ -7,9 +7,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from .._log import logger
-from .._recent import Recent
-from ..pins import Pin, is_pin
+from ..log import logger
+from ..pins.recent import Recent
+from ..pins.table import Pin, is_pin
 from ._time_limit import within
 from .base import ClaimingStore, PinStore
 from .local_copy import Known, LocalCopy

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from asgi_session_pin.cli import main
 from asgi_session_pin.probe import read_target
 from asgi_session_pin.probe.asking import NoAnswer, Prober
-from asgi_session_pin.session import PRESETS
+from asgi_session_pin.request.session import PRESETS
 from fake_gateways import Answer, FakeGateway, litellm, plain_router
 from servers import free_port, serve_app
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asgi_session_pin import Config
-from asgi_session_pin._yaml import load_yaml
+from asgi_session_pin.config.yaml import load_yaml
 from asgi_session_pin.probe.evidence import NONSENSE, Evidence, Reply
 from asgi_session_pin.probe.findings import Examination, Stage, choose, find_all, next_name, settings_of
 from asgi_session_pin.probe.litellm import (

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from asgi_session_pin._decompress import _zstd as zstd  # the standard library's, or its backport
+from asgi_session_pin.wire.compression import _zstd as zstd  # the standard library's, or its backport
 
 LARGE, SMALL = "large", "small"
 PIECE = 40  # bytes of a stream that are sent at once: events are cut anywhere

@@ -1,0 +1,29 @@
+"""The configuration: YAML or a dict in, checked and frozen settings out."""
+
+from .settings import (
+    Config,
+    ConfigError,
+    Decisions,
+    Endpoint,
+    Failover,
+    Gateway,
+    Limits,
+    Routing,
+    Sessions,
+    Store,
+    source_name,
+)
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "Decisions",
+    "Endpoint",
+    "Failover",
+    "Gateway",
+    "Limits",
+    "Routing",
+    "Sessions",
+    "Store",
+    "source_name",
+]

@@ -1,0 +1,162 @@
+"""Plain values (of a YAML file or a dict) into msgspec structs, with every fault named by its dotted path."""
+
+import difflib
+import re
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from .yaml import Template, YAMLFault
+
+StructT = TypeVar("StructT", bound=msgspec.Struct)
+
+# What stands under these names is never shown.
+SECRETS = frozenset({"secret", "url"})
+MAX_SHOWN = 80
+_credentials = re.compile(r"(?<!/)//[^/\s:@]*:[^/\s]*@")  # of a URL (RFC 3986, section 3.2.1)
+_UNITS = ("_seconds", "_bytes", "")  # which are easily left out
+
+
+def read_settings(kind: type[StructT], value: Any) -> tuple[StructT | None, list[str]]:
+    """Return *value* as a *kind* and no fault, or None and a line for each fault."""
+    reader = _Reader()
+    settings = reader.read(kind, value, "")
+    return (None if reader.faults else settings), reader.faults
+
+
+class _Reader:
+    """Builds settings; what can't be used becomes a fault, and the reading goes on."""
+
+    def __init__(self) -> None:
+        self.faults: list[str] = []
+        self._templates: dict[str, Template] = {}
+
+    def read(self, kind: Any, value: Any, path: str) -> Any:
+        if isinstance(value, Template):
+            self._templates[path] = value
+            try:
+                value = value.fill()
+            except YAMLFault as fault:
+                return self._fault(path, str(fault))
+        if typing.get_origin(kind) is typing.Annotated and typing.get_origin(typing.get_args(kind)[0]) is tuple:
+            kind = typing.get_args(kind)[0]
+            if isinstance(value, list | tuple) and not value:
+                return self._fault(path, "found an empty list, expected at least one item")
+        if typing.get_origin(kind) is tuple:
+            return self._read_list(kind, value, path)
+        if typing.get_origin(kind) is dict:
+            return self._read_aliases(kind, value, path)
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            return self._read_struct(kind, value, path)
+        try:
+            return msgspec.convert(value, kind)
+        except (ValueError, OverflowError):
+            return self._unexpected(path, value, expected(kind))
+
+    def _read_struct(self, kind: type[msgspec.Struct], value: Any, path: str) -> Any:
+        if value is None:  # a section whose every line is commented out
+            value = {}
+        if isinstance(value, kind):
+            value = msgspec.structs.asdict(value)
+        if not isinstance(value, Mapping):
+            return self._fault(path, f"found {kind_of(value)}, expected a mapping")
+        fields = {field.name: field for field in msgspec.structs.fields(kind)}
+        for key in value:
+            if key not in fields:
+                spellings = {name.removesuffix(unit): name for unit in _UNITS for name in fields}
+                similar = difflib.get_close_matches(_key(key), spellings, 1)
+                hint = f"did you mean {spellings[similar[0]]!r}?" if similar else f"expected one of {', '.join(fields)}"
+                self._fault(_join(path, key), f"unknown key, {hint}")
+        read: dict[str, Any] = {}
+        for name, field in fields.items():
+            if name in value:
+                read[name] = self.read(field.type, value[name], _join(path, name))
+            elif field.required:
+                self._fault(_join(path, name), f"missing, expected {expected(field.type)}")
+        return None if self.faults else kind(**read)
+
+    def _read_list(self, kind: Any, value: Any, path: str) -> Any:
+        item_kind = typing.get_args(kind)[0]
+        if not isinstance(value, list | tuple):
+            return self._unexpected(path, value, f"a list, each item {expected(item_kind)}")
+        return tuple(self.read(item_kind, item, _join(path, index)) for index, item in enumerate(value))
+
+    def _read_aliases(self, kind: Any, value: Any, path: str) -> Any:
+        if not isinstance(value, Mapping):
+            return self._unexpected(path, value, "a mapping of name to name")
+        name_kind, target_kind = typing.get_args(kind)
+        aliases: dict[str, str] = {}
+        for key, item in value.items():
+            name = self.read(name_kind, key, path)
+            self._templates.pop(path, None)  # it was the name's
+            target = self.read(target_kind, item, _join(path, key))
+            if isinstance(name, str) and isinstance(target, str):
+                if target.count("*") > name.count("*"):
+                    self._unexpected(_join(path, key), target, "no more * than in the name")
+                aliases[name] = target
+        return aliases
+
+    def _unexpected(self, path: str, value: Any, wanted: str) -> None:
+        if path.rpartition(".")[2] in SECRETS:
+            found = kind_of(value)
+        elif path in self._templates:  # what the environment holds may be a secret
+            found = f"{_shown(str(self._templates[path]))}, filled in as {kind_of(value)}"
+        else:
+            found = _shown(value)
+        self._fault(path, f"found {found}, expected {wanted}")
+
+    def _fault(self, path: str, what: str) -> None:
+        self.faults.append(f"{path}: {what}" if path else what)
+
+
+def expected(kind: Any) -> str:
+    """Return in words what a setting of type *kind* takes."""
+    if typing.get_origin(kind) is typing.Annotated:
+        return str(kind.__metadata__[0].description)
+    if typing.get_origin(kind) is typing.Literal:
+        return " or ".join(f'"{choice}"' for choice in typing.get_args(kind))
+    if typing.get_args(kind):  # a union
+        return " or ".join(map(expected, typing.get_args(kind)))
+    return {bool: "true or false", type(None): "null", str: "a string"}.get(kind, "a mapping")
+
+
+def _shown(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Mapping | list | tuple):
+        return kind_of(value)
+    try:
+        text = str(without_credentials(repr(value) if isinstance(value, str) else str(value)))
+    except ValueError:  # Python writes no int of over 4,300 digits
+        return "a number of too many digits"
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
+
+
+def without_credentials(value: Any) -> Any:
+    """Return settings with user and password masked in every URL, wherever it stands."""
+    if isinstance(value, str):
+        return _credentials.sub("//***@", value)
+    if isinstance(value, dict):
+        return {without_credentials(key): without_credentials(item) for key, item in value.items()}
+    return [without_credentials(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def kind_of(value: Any) -> str:
+    """Return what a value is, without what is in it."""
+    kinds = {str: "text", bool: "true or false", int: "a number", float: "a number", type(None): "nothing"}
+    if isinstance(value, Mapping):
+        return "a mapping"
+    return "a list" if isinstance(value, list | tuple) else kinds.get(type(value), f"a {type(value).__name__}")
+
+
+def _key(key: object) -> str:
+    """Return a key as it is shown: where a space was forgotten (`secret:xyz`), it can hold a secret."""
+    if isinstance(key, str) and re.fullmatch(r"[\w.*/@${}-]{1,80}", key):
+        return key
+    return str(key) if isinstance(key, int) and abs(key) < 1_000_000 else "?"
+
+
+def _join(path: str, key: object) -> str:
+    return f"{path}.{_key(key)}" if path else _key(key)

@@ -1,0 +1,257 @@
+"""Configuration: YAML or a dict in, checked and frozen settings out, or every fault at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from .kinds import (
+    AtLeastOne,
+    Bytes,
+    Count,
+    DecisionSource,
+    Name,
+    OnFailure,
+    PartitionPart,
+    PathPattern,
+    RouterModel,
+    Seconds,
+    SessionSource,
+    StoreURL,
+)
+from .reading import SECRETS, read_settings, without_credentials
+from .yaml import MAX_BYTES, YAMLFault, dump_yaml, load_yaml
+
+
+class ConfigError(ValueError):
+    """The configuration can't be used.
+
+    *faults* has a line for each thing that is wrong: its dotted path, what was found and what was expected.
+    """
+
+    def __init__(self, source: str, faults: Sequence[str]) -> None:
+        self.faults = tuple(faults)
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        super().__init__("\n  ".join((f"{source}: {count}", *faults)))
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [(name, "***" if name in SECRETS else getattr(self, name)) for name in self.__struct_fields__]
+
+
+class Routing(_Section, frozen=True):
+    """How long a pin holds, how many there are, and for which models the router decides.
+
+    - `session_ttl_seconds`: a pin lapses after this long without use.
+    - `session_ttl_sliding`: each use renews it; False counts from the decision.
+    - `session_max_age_seconds`: a pin is decided afresh after this long, used or not; None: never.
+    - `session_max_entries`: bound of the in-process table; the least recently used pin goes first.
+    - `decision_wait_seconds`: parallel first requests of a session wait this long for one decision; 0: never.
+    - `router_models`: names the router decides for (`*` is special). Empty: any name may be one. Given: a request for
+      another model passes untouched, and these names are never a decision.
+    """
+
+    session_ttl_seconds: Seconds = 600
+    session_ttl_sliding: bool = True
+    session_max_age_seconds: Seconds | None = None
+    session_max_entries: Count = 10_000
+    router_models: tuple[RouterModel, ...] = ()
+    decision_wait_seconds: Annotated[float, Meta(ge=0, le=3600, description="a number of seconds from 0 to 3600")] = 5
+
+
+class Sessions(_Section, frozen=True):
+    """Which session a request belongs to.
+
+    - `sources`: where the session's id comes from, the first that is present counts: a header, a string in the JSON
+      body (which is read for it), or the headers that coding agents send by themselves.
+    - `partition_by`: parts of the key beside the id; all that are present count.
+    - `max_id_length`: longer ids are not used, in bytes.
+    - `secret`: keys the digest of ids, so that whoever can read a shared store can't test guessed ids against it.
+    """
+
+    sources: AtLeastOne[SessionSource] = ("header:x-session-id",)
+    partition_by: tuple[PartitionPart, ...] = (
+        "header:authorization",
+        "header:x-api-key",
+        "header:api-key",
+        "header:x-goog-api-key",
+        "header:x-litellm-api-key",
+        "header:ocp-apim-subscription-key",
+        "model",
+    )
+    max_id_length: Annotated[int, Meta(ge=1, le=65_536, description="a whole number from 1 to 65536")] = 256
+    secret: Annotated[str, Meta(min_length=1, description="a string")] | None = None
+
+
+class Decisions(_Section, frozen=True):
+    """Where a response names the model that the router chose.
+
+    - `sources`: headers and members of JSON bodies or SSE events, tried in this order.
+    - `aliases`: name in the response -> name to send; a `*` on the right carries what the left one matched.
+    """
+
+    sources: tuple[DecisionSource, ...] = (
+        "header:x-vsr-selected-model",
+        "body:model",
+        "body:message.model",
+        "body:response.model",
+        "body:models.0",
+    )
+    aliases: dict[str, Name] = {}
+
+
+class Endpoint(_Section, frozen=True):
+    """A path of the app, as a pattern, and what is done there; POST only, one trailing slash is tolerated.
+
+    - `path`: only `*` is special, and it crosses "/".
+    - `kind`: `completion` (pinned), `decision` (only says which model it would use) or `ignore`.
+    """
+
+    path: PathPattern
+    kind: Literal["completion", "decision", "ignore"] = "completion"
+
+
+class Failover(_Section, frozen=True):
+    """What happens when a pinned model does not serve.
+
+    - `on_refused`: the gateway refuses the pinned name. `reroute` sends the request as it came, once, and gives the pin
+      up if that is answered; `pass` leaves it at the refusal.
+    - `on_unavailable`: 429, 5xx or an exception. `reroute` sends the request as it came, once, and keeps the pin;
+      `pass` leaves it at the failure.
+    - `give_up_after`: after so many failures in a row the pin itself is given up; 0: never.
+    """
+
+    on_refused: OnFailure = "reroute"
+    on_unavailable: OnFailure = "reroute"
+    give_up_after: Annotated[int, Meta(ge=0, le=10**6, description="a whole number from 0 to 1,000,000")] = 3
+
+
+class Gateway(_Section, frozen=True):
+    """How `asgi-session-pin serve` and `create_gateway` reach the upstream; the middleware alone ignores it.
+
+    - `connect_timeout_seconds`: for a connection to the upstream.
+    - `read_timeout_seconds`: between two pieces of a response, and for a piece of the request; None: models think.
+    - `keepalive_seconds`: an idle connection is dropped after this long: sooner than the upstream drops it.
+    - `max_connections`: to the upstream; None: as many as there are requests.
+    - `health_path`: `/healthz` and `/readyz` below it are answered here, everything else by the upstream.
+    """
+
+    connect_timeout_seconds: Seconds = 5
+    read_timeout_seconds: Seconds | None = None
+    keepalive_seconds: Seconds = 2
+    max_connections: Count | None = None
+    health_path: Annotated[
+        str, Meta(pattern=r"^/[\w.~/-]*[\w.~-]\Z", description='a path such as "/-/session-pin"')
+    ] = "/-/session-pin"
+
+
+class Store(_Section, frozen=True):
+    """Where the pins are kept.
+
+    - `url`: `memory://`, this process's own table; `sqlite:///pins.db` (`sqlite:////var/lib/pins.db` from the root), a
+      file for the workers of one host; `redis://host:6379/0`, or `rediss://` with TLS, Redis or Valkey for a fleet.
+    - `timeout_seconds`: for all calls of a shared store before the app is called, together; to record a decision, and
+      each time that a waiting request looks for one, per call.
+    """
+
+    url: StoreURL = "memory://"
+    timeout_seconds: Seconds = 0.1
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes see the same pins."""
+        return self.url != "memory://"
+
+    @property
+    def shown_url(self) -> str:
+        """The URL for people to read, without user, password and options."""
+        if not self.url.startswith("redis"):
+            return self.url
+        scheme, _, address = self.url.partition("://")
+        user, _, host = address.rpartition("@")
+        return f"{scheme}://{'***@' if user else ''}{host.partition('?')[0]}"
+
+
+class Limits(_Section, frozen=True):
+    """Bounds on what is held in memory for one request, in bytes.
+
+    - `max_request_bytes`: a larger request body passes on without pinning.
+    - `max_inspected_response_bytes`: of a response looked at for its model; the response itself has no limit.
+    - `max_waiting_bytes`: request bodies held by requests that wait for a decision, together; beyond it none waits.
+    """
+
+    max_request_bytes: Bytes = 33_554_432
+    max_inspected_response_bytes: Bytes = 8_388_608
+    max_waiting_bytes: Bytes = 67_108_864
+
+
+class Config(_Section, frozen=True):
+    """All settings; values given in Python are checked when the middleware is made.
+
+    - `endpoints`: tried in order, the first match counts.
+    - `response_headers`: False sends the client none of our headers.
+    """
+
+    routing: Routing = Routing()
+    sessions: Sessions = Sessions()
+    decisions: Decisions = Decisions()
+    endpoints: AtLeastOne[Endpoint] = (
+        Endpoint(path="*/routing/v1/chat/completions", kind="decision"),
+        Endpoint(path="*/deployments/*", kind="ignore"),  # the path names the model there: a body's model would lie
+        Endpoint(path="*/engines/*", kind="ignore"),
+        Endpoint(path="*/chat/completions"),
+        Endpoint(path="*/responses"),
+        Endpoint(path="*/v1/messages"),
+        Endpoint(path="*/v1/completions"),
+    )
+    failover: Failover = Failover()
+    store: Store = Store()
+    limits: Limits = Limits()
+    gateway: Gateway = Gateway()
+    response_headers: bool = True
+
+    @classmethod
+    def load(cls, source: str | os.PathLike[str] | Mapping[str, Any] | Config | None) -> Config:
+        """Return the checked settings of a YAML file, of a mapping of its shape, or of a Config made in Python.
+
+        Raises ConfigError, with all faults, if the file can't be read or anything in it can't be used.
+        """
+        if source is None:
+            return cls()
+        value = _read_file(os.fspath(source)) if isinstance(source, str | os.PathLike) else source
+        config, faults = read_settings(cls, value)
+        if config is None:
+            raise ConfigError(source_name(source), faults)
+        return config
+
+    def to_yaml(self) -> str:
+        """Return the settings as YAML, of which `load` makes the same again, but for secrets, which are masked."""
+        values = msgspec.to_builtins(self, builtin_types=())
+        values["sessions"]["secret"] = None if self.sessions.secret is None else "***"
+        values["store"]["url"] = self.store.shown_url
+        return dump_yaml(without_credentials(values))
+
+
+def source_name(source: object) -> str:
+    """Return what errors call the source of a configuration: a file by its path."""
+    return os.fspath(source) if isinstance(source, str | os.PathLike) else "configuration"
+
+
+def _read_file(path: str) -> Any:
+    try:
+        with open(path, "rb") as file:
+            return load_yaml(file.read(MAX_BYTES + 1))
+    except OSError as error:
+        raise ConfigError(path, [f"can't be read: {error.strerror}"]) from None
+    except YAMLFault as fault:
+        raise ConfigError(path, [str(fault)]) from None
+    except ValueError:
+        raise ConfigError(repr(path), ["can't be read: a path can't hold these characters"]) from None

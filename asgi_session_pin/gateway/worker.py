@@ -1,0 +1,125 @@
+"""A worker process of `asgi-session-pin serve`: uvicorn on sockets that are bound already, led by a supervisor."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from multiprocessing.connection import Connection
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ..config import Config
+from .proxy import create_gateway
+
+
+@dataclass(frozen=True, eq=False)
+class Service:
+    """What a worker serves, with the settings as they were read: whoever starts it anew starts the same."""
+
+    upstream: str
+    config: Config
+    log_level: str
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long what a worker does may take, in seconds; the last three count from the order to stop."""
+
+    start: float = 60
+    retired: float = 3600  # of streams that were there when the settings changed
+    uploads: float = 10
+    streams: float = 25
+    stop: float = 28  # and up to a second more, until that is seen
+
+
+class Order(Enum):
+    """What a supervisor tells a worker."""
+
+    RETIRE = "accept nothing new, and end with the last connection"
+    STOP = "end within the limits"
+
+
+READY = "ready"
+
+
+def run_worker(
+    service: Service, limits: Limits, sockets: list[socket.socket], supervisor: "Connection[object, Order]"
+) -> None:
+    """Serve on *sockets* until the supervisor says otherwise, or is gone."""
+    with contextlib.suppress(AttributeError):  # Windows has no such signal
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which goes to the whole group, when its terminal closes
+    set_up_logging(service.log_level)
+    # The upstream's `server` and `date` go through as they are. Who the client is, the proxy writes down itself.
+    config = uvicorn.Config(
+        create_gateway(service.upstream, service.config),
+        http="h11",  # httptools makes headers of trailers, and loses the body of a request that offers an upgrade
+        log_level=service.log_level,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        lifespan="on",
+        ws="none",
+        timeout_graceful_shutdown=limits.streams,  # type: ignore[arg-type] # it goes to asyncio as it is
+    )
+    _Server(config, limits, supervisor).run(sockets)
+
+
+def set_up_logging(level: str) -> None:
+    """Log to stderr. What httpx tells at the level of debugging holds headers, and those hold secrets."""
+    logging.basicConfig(format="%(levelname)s: %(name)s: %(message)s", level=level.upper())
+    for name in ("httpcore", "httpx"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class _Server(uvicorn.Server):
+    """Says when it serves, and follows the orders of its supervisor."""
+
+    def __init__(self, config: uvicorn.Config, limits: Limits, supervisor: "Connection[object, Order]") -> None:
+        super().__init__(config)
+        self._limits = limits
+        self._supervisor = supervisor
+        self._order: Order | None = None
+
+    async def main_loop(self) -> None:
+        """Serve, having told the supervisor so."""
+        with contextlib.suppress(OSError):  # `on_tick` sees that it is gone
+            self._supervisor.send(READY)
+        await super().main_loop()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Return whether to shut down. uvicorn asks ten times a second."""
+        try:
+            while self._order is not Order.STOP and self._supervisor.poll():
+                self._follow(self._supervisor.recv())
+        except (EOFError, OSError):
+            self._follow(Order.STOP)
+        is_done = self._order is Order.RETIRE and not self.server_state.connections
+        return await super().on_tick(counter) or self._order is Order.STOP or is_done
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End what runs within the limits."""
+        cutting = asyncio.get_running_loop().call_later(self._limits.uploads, self._cut_uploads)
+        await super().shutdown(sockets)
+        cutting.cancel()
+
+    def _follow(self, order: Order) -> None:
+        self._order = order
+        if order is Order.RETIRE:
+            for server in self.servers:
+                server.close()
+            for connection in self._connections():
+                connection.shutdown()  # at once if it is idle, otherwise after its answer
+
+    def _cut_uploads(self) -> None:
+        for connection in self._connections():
+            if getattr(connection.cycle, "more_body", False):  # without a request there is no cycle
+                connection.transport.abort()
+
+    def _connections(self) -> Sequence[H11Protocol]:
+        return [each for each in self.server_state.connections if isinstance(each, H11Protocol)]

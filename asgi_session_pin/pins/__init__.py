@@ -1,0 +1,1 @@
+"""Which pin is in force for a session, and who leads where there is none."""

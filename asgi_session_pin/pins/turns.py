@@ -1,0 +1,146 @@
+"""One decision for parallel first requests: one of them goes to the router, the others wait for what it decides."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+
+from ..log import Opaque
+from .recent import Recent
+from .table import Pin
+
+
+class Turn(Opaque):
+    """The right to decide for a session, and those that wait for the decision."""
+
+    waiting: deque[Outcome] | None = None
+    ran_out: bool = False  # somebody waited in vain
+
+
+Outcome = asyncio.Future[Pin | Turn | None]
+_current: ContextVar[Turn | None] = ContextVar("current_turn", default=None)
+
+
+class Turns:
+    """Gives turns, and takes them back. Waiting is this process's own affair."""
+
+    def __init__(
+        self, *, wait_seconds: float, max_bytes: int, on_end: Callable[[bytes], None] = lambda key: None
+    ) -> None:
+        self._wait_seconds = wait_seconds
+        self._on_end = on_end  # called when nobody here decides for a session any longer
+        self.decisions = 0
+        """How many there were: tells whether one was taken while a slow store was asked."""
+        self._room = max_bytes
+        self._turns: dict[bytes, Turn] = {}
+        self._unnamed: Recent[bytes, None] = Recent()  # sessions whose answers name no model
+
+    def take(self, key: bytes) -> Turn | None:
+        """Return the turn to decide, which has to be given back; None if somebody else has it."""
+        if not self._wait_seconds or key in self._unnamed:
+            return None
+        if key in self._turns:
+            return None
+        turn = self._turns[key] = Turn()
+        _current.set(turn)
+        return turn
+
+    async def wait(self, key: bytes, size: int) -> Pin | Turn | None:
+        """Wait for the decision, holding a body of *size* bytes.
+
+        Returns the pin; or the turn to decide, which has to be given back; or None if there is nothing to wait for.
+        """
+        turn = self._turns.get(key)
+        if turn is None or turn.ran_out or size > self._room:
+            return None
+        if _current.get() is turn:
+            return None  # the app calls itself: this would wait for itself
+        if turn.waiting is None:
+            turn.waiting = deque()
+        loop = asyncio.get_running_loop()
+        outcome: Outcome = loop.create_future()
+        turn.waiting.append(outcome)
+        timer = loop.call_later(self._wait_seconds, self._run_out, key, outcome)
+        try:
+            with self.holding(size):
+                result = await outcome
+            if isinstance(result, Turn):
+                _current.set(result)
+            return result
+        except asyncio.CancelledError:
+            if outcome.done() and not outcome.cancelled():
+                given = outcome.result()
+                if isinstance(given, Turn):  # at this very moment
+                    self.pass_on(key, given)
+            raise
+        finally:
+            timer.cancel()
+
+    @contextlib.contextmanager
+    def holding(self, size: int) -> Iterator[bool]:
+        """Count a body of *size* bytes among those that wait; tells whether there is room for it."""
+        self._room -= size
+        try:
+            yield self._room >= 0
+        finally:
+            self._room += size
+
+    def decided(self, key: bytes, pin: Pin) -> None:
+        """Tell everybody who waits for *key* which pin it is."""
+        self.decisions += 1
+        if self._unnamed:
+            self._unnamed.pop(key, None)
+        self._dissolve(key, pin)
+
+    def unnamed(self, key: bytes) -> None:
+        """Let everybody go on: an answer named no model, and the next one would not either."""
+        if self._wait_seconds:
+            self._unnamed[key] = None
+        self._dissolve(key, None)
+
+    def pass_on(self, key: bytes, turn: Turn) -> None:
+        """Give the turn to the next who waits: it was not decided."""
+        if self._turns.get(key) is not turn:
+            return None  # somebody else has decided
+        del self._turns[key]
+        while turn.waiting:
+            outcome = turn.waiting.popleft()
+            if not outcome.done():
+                self._turns[key] = following = Turn(waiting=turn.waiting)
+                return self._give(key, outcome, following)
+        return self._on_end(key)
+
+    def _dissolve(self, key: bytes, result: Pin | None) -> None:
+        turn = self._turns.pop(key, None)
+        if turn is None:
+            return
+        for outcome in turn.waiting or ():
+            self._give(key, outcome, result)
+        self._on_end(key)
+
+    def _give(self, key: bytes, outcome: Outcome, result: Pin | Turn | None) -> None:
+        """Wake a request up, which may run in another event loop."""
+        loop = outcome.get_loop()
+        if loop is asyncio.get_running_loop():
+            return self._set(key, outcome, result)
+        try:
+            loop.call_soon_threadsafe(self._set, key, outcome, result)
+        except RuntimeError:  # that loop is closed
+            if isinstance(result, Turn):
+                self.pass_on(key, result)
+        return None
+
+    def _set(self, key: bytes, outcome: Outcome, result: Pin | Turn | None) -> None:
+        if not outcome.done():
+            outcome.set_result(result)
+        elif isinstance(result, Turn):  # it has left by now
+            self.pass_on(key, result)
+
+    def _run_out(self, key: bytes, outcome: Outcome) -> None:
+        if not outcome.done():
+            with contextlib.suppress(KeyError):
+                self._turns[key].ran_out = True
+            outcome.set_result(None)

@@ -1,0 +1,1 @@
+"""What a request says: which session, which model."""

@@ -1,0 +1,112 @@
+"""Which session is this: the id from its source, and the key under which the session's pin is kept."""
+
+import hashlib
+from collections.abc import Iterable
+
+import msgspec
+
+from ..config import Sessions
+from ..wire.json import NULL, Members, decode_model, find_string
+
+_encode = msgspec.msgpack.Encoder().encode
+
+# What a model key part is when the request names none, or not by a string: the JSON text, which no name's str equals.
+AskedModel = str | bytes | None
+
+# What coding agents send unasked. Not x-client-request-id: in some clients it is new for each request.
+PRESETS = {
+    "preset:coding-agents": (
+        "header:x-session-id",
+        "header:x-claude-code-session-id",
+        "header:session-id",
+        "header:session_id",
+        "header:x-session-affinity",
+        "header:x-litellm-session-id",
+        "header:agent-session-id",
+    )
+}
+
+# RFC 9110, section 5.5: a field value has no control characters; tabs, which it may have, are of no use in an id.
+_CONTROLS = bytes(range(0x20)) + b"\x7f"
+_ODD = _CONTROLS + b" "  # without any of these there is nothing to trim either
+
+
+class SessionReader:
+    """Reads the session out of a request's headers and body."""
+
+    def __init__(self, config: Sessions, sources: Iterable[str]) -> None:
+        self._sources = [_read_source(part) for source in sources for part in PRESETS.get(source, (source,))]
+        self._partition = frozenset(_read_source(part)[0] for part in config.partition_by if part != "model")
+        self._max_length = config.max_id_length
+        self.by_model = "model" in config.partition_by
+        self.reads_bodies = any(path for _, path in self._sources)
+        self.header_names = self._partition | {name for name, path in self._sources if not path}
+        secret = (config.secret or "").encode(errors="surrogatepass")
+        self._digest = hashlib.blake2b(digest_size=16, key=hashlib.blake2b(secret).digest() if secret else b"")
+
+    def find_id(self, headers: dict[bytes, bytes], members: Members | None = None) -> bytes | None:
+        """Return the session's id, empty if what came can't be used; None if the request has none.
+
+        *members* is None while the body has not been read: then the answer is None too if a source in it comes first.
+        """
+        for name, path in self._sources:
+            if name in headers:
+                value = headers[name]
+                plain = len(value) <= self._max_length and value.translate(None, _ODD) == value
+                return value if plain else self._check(value)
+            if path:
+                if members is None:
+                    return None
+                found = find_string(members, path)
+                if found is not None:
+                    return self.use(found)
+        return None
+
+    def use(self, session_id: str) -> bytes:
+        """Return an id that came as text, as it would come in a header; empty if it can't be used."""
+        try:
+            encoded = session_id.encode(errors="surrogateescape")
+        except UnicodeEncodeError:
+            return b""
+        return b"" if b"\n" in encoded else self._check(encoded)
+
+    def _check(self, value: bytes) -> bytes:
+        session_id = value.strip(b" \t")
+        if len(session_id) <= self._max_length and session_id.translate(None, _CONTROLS) == session_id:
+            return session_id
+        values = set(value.split(b"\n"))
+        return self._check(values.pop()) if len(values) == 1 and b"\n" in value else b""  # the same one, sent twice
+
+    def credential(self, headers: dict[bytes, bytes]) -> bytes:
+        """Return a digest of what a request is partitioned by, beside its model."""
+        return self.key(b"", headers, None)
+
+    def key(self, session_id: bytes, headers: dict[bytes, bytes], model: AskedModel) -> bytes:
+        """Return the 16 bytes under which the session's pin is kept.
+
+        They are a digest over the id and all parts of the partition. MessagePack writes each part with its type and its
+        length, so that no two different lists of parts make the same bytes.
+        """
+        parts: list[AskedModel] = [session_id, model if self.by_model else None]
+        for name in headers:
+            if name in self._partition:
+                parts += name, headers[name]
+        if len(parts) > 4:  # several: their order is the sender's whim
+            parts[2:] = [part for name in sorted(self._partition & headers.keys()) for part in (name, headers[name])]
+        digest = self._digest.copy()
+        digest.update(_encode(parts))
+        return digest.digest()
+
+
+def _read_source(source: str) -> tuple[bytes, tuple[str, ...]]:
+    kind, _, name = source.partition(":")
+    return (name.lower().encode(), ()) if kind == "header" else (b"", tuple(name.split(".")))
+
+
+def asked_model(members: Members) -> AskedModel:
+    """Return the model that a request asks for."""
+    value = members.get("model", NULL)
+    try:
+        return decode_model(value)
+    except ValueError:
+        return bytes(value)

@@ -1,0 +1,1 @@
+"""What a response says: which model, is it a failure."""

@@ -1,0 +1,350 @@
+"""YAML files: merge keys, variables, and files that are broken or meant to harm."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asgi_session_pin.config import Config, ConfigError, Endpoint, Sessions
+from asgi_session_pin.config.yaml import MAX_VALUES, YAMLFault, load_yaml
+from config_files import everything_printed, faults, load
+
+
+def test_merge_keys_and_aliases_are_written_out(file: Path) -> None:
+    text = """
+endpoints:
+  - &chat {path: /chat, kind: ignore}
+  - <<: *chat
+  - {<<: *chat, path: /other}
+  - {<<: [{path: /first}, *chat]}
+  - *chat
+"""
+    assert load(file, text).endpoints == (
+        Endpoint(path="/chat", kind="ignore"),
+        Endpoint(path="/chat", kind="ignore"),
+        Endpoint(path="/other", kind="ignore"),
+        Endpoint(path="/first", kind="ignore"),
+        Endpoint(path="/chat", kind="ignore"),
+    )
+
+
+@pytest.mark.parametrize(
+    "merged",
+    [
+        "{<<: [*first, *second]}",
+        "{<<: [*first, *second, {kind: decision, models: body:c}]}",
+        "{<<: [*first, {<<: *second}]}",
+        "{<<: [{<<: *first}, *second]}",
+        "{<<: {<<: [*first, *second]}}",
+        "{<<: [{<<: [*first, *second]}, *second]}",
+        "{<<: [*first, *second, *first]}",
+        "{kind: ignore, <<: [*second, {path: /second}], path: /first}",
+        "{<<: [*second, *first], kind: ignore, path: /first}",
+        "{path: /first, kind: ignore, <<: *second}",
+    ],
+)
+def test_own_keys_win_over_merged_ones_and_the_first_of_a_list_over_those_after_it(merged: str) -> None:
+    text = f"""
+- &first {{path: /first, kind: ignore}}
+- &second {{path: /second, kind: decision, models: body:b}}
+- {merged}
+"""
+    assert load_yaml(text.encode())[2] == {"path": "/first", "kind": "ignore", "models": "body:b"}
+
+
+def test_a_merged_mapping_stays_as_it_is_where_it_stands_itself() -> None:
+    text = b"- &a {x: 1}\n- &b {<<: *a, y: 2}\n- {<<: [*b, {z: 3}], x: 4}\n- *b\n- {'<<': 5}\n- {<<: []}"
+    ab = {"x": 1, "y": 2}
+    assert load_yaml(text) == [{"x": 1}, ab, {"x": 4, "y": 2, "z": 3}, ab, {"<<": 5}, {}]
+
+
+# Variables
+
+BASE_60 = "1" + ":1" * 300 + ".0"  # a number in YAML 1.1, and too large a one for a float
+
+
+@pytest.mark.parametrize(
+    ("written", "environment", "expected_value"),
+    [
+        ("${TTL}", {"TTL": "5"}, 5),
+        ("${TTL}", {"TTL": "1.5"}, 1.5),
+        ("${TTL:-600}", {}, 600),
+        ("${TTL:-600}", {"TTL": "5"}, 5),
+        ("${TTL:-600}", {"TTL": ""}, 600),
+        ("${TTL:-}", {}, None),
+        ("${TTL}", {"TTL": ""}, None),
+        ("${TTL}", {"TTL": "null"}, None),
+        ("1${TTL}", {"TTL": "00"}, 100),
+        ("${A}${B}", {"A": "1", "B": "2"}, 12),
+        ("${_a1}", {"_a1": "7"}, 7),
+    ],
+)
+def test_a_plain_variable_is_read_as_yaml(
+    file: Path, monkeypatch: pytest.MonkeyPatch, written: str, environment: dict[str, str], expected_value: float | None
+) -> None:
+    monkeypatch.delenv("TTL", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    config = load(file, f"routing:\n  session_max_age_seconds: {written}\n")
+    assert config.routing.session_max_age_seconds == expected_value
+
+
+@pytest.mark.parametrize(
+    ("written", "value", "expected_value"),
+    [
+        ('"${NAME}"', "5", "5"),
+        ("'${NAME}'", "null", "null"),
+        ('"${NAME}"', "x: [y", "x: [y"),
+        ("${NAME}", "x: [y", "x: [y"),
+        ("${NAME}", "!x # &y", "!x # &y"),
+        ("${NAME}", "2024-99-99", "2024-99-99"),
+        ("${NAME}", "=", "="),
+        ("${NAME}", "<<", "<<"),
+        pytest.param("${NAME}", BASE_60, BASE_60, id="base 60"),
+        ("${NAME}", "$NAME ${NAME} $$", "$NAME ${NAME} $$"),
+        ("a-${NAME}-b", "x", "a-x-b"),
+        ("a ${NAME} b", "x", "a x b"),
+        ('"${NAME:-}x"', "", "x"),
+        ('"${OTHER:-a:-b $x}"', "", "a:-b $x"),
+        ('"${OTHER:-two\\nlines}"', "", "two\nlines"),
+        ('"${OTHER:-a$$b$$$$}"', "", "a$b$$"),
+        ('"${NAME:-$$}"', "a$$b", "a$$b"),
+        ("|-\n      ${NAME}", "5", "5"),
+        ("$$", "", "$"),
+        ('"$$"', "", "$"),
+        ("$${NAME}", "x", "${NAME}"),
+        ("$$$${NAME}", "x", "$${NAME}"),
+        ("$$${NAME}", "x", "$x"),
+        ("$NAME", "x", "$NAME"),
+        ("a$", "", "a$"),
+        ("a}b$c", "", "a}b$c"),
+    ],
+)
+def test_a_variable_in_a_text(
+    file: Path, monkeypatch: pytest.MonkeyPatch, written: str, value: str, expected_value: str
+) -> None:
+    monkeypatch.delenv("OTHER", raising=False)
+    monkeypatch.setenv("NAME", value)
+    config = load(file, f"decisions:\n  aliases:\n    key: {written}\n")
+    assert config.decisions.aliases == {"key": expected_value}
+
+
+def test_a_variable_may_stand_for_any_value_and_is_filled_in_where_an_alias_repeats_it(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADERS", "false")
+    monkeypatch.setenv("PART", "model")
+    monkeypatch.setenv("NOTHING", "")
+    text = """
+limits: ${NOTHING}
+sessions: {partition_by: [&part "${PART}", *part]}
+response_headers: ${HEADERS}
+"""
+    assert load(file, text) == Config(sessions=Sessions(partition_by=("model", "model")), response_headers=False)
+
+
+def test_the_names_of_aliases_are_filled_in_too(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NAME", "x")
+    assert load(file, 'decisions: {aliases: {"a${NAME}$$": b}}').decisions.aliases == {"ax$": "b"}
+
+
+def test_a_quoted_variable_is_a_text_where_a_number_is_expected(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TTL", "5")
+    assert faults(file, 'routing: {session_ttl_seconds: "${TTL}"}') == [
+        "routing.session_ttl_seconds: found '${TTL}', filled in as text, "
+        "expected a number of seconds above 0, at most 1,000,000,000"
+    ]
+
+
+def test_a_missing_variable_names_itself_beside_the_other_faults(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FIRST", "SECOND", "THIRD"):
+        monkeypatch.delenv(name, raising=False)
+    text = """
+routing:
+  session_ttl_seconds: ${FIRST}
+  session_max_entries: -1
+  router_models: ["${SECOND}", "a${THIRD}"]
+decisions:
+  aliases: {a: "${THIRD}"}
+"""
+    assert faults(file, text) == [
+        "routing.session_ttl_seconds: the environment variable FIRST is not set",
+        "routing.session_max_entries: found -1, expected a whole number from 1 to 1,000,000,000",
+        "routing.router_models.0: the environment variable SECOND is not set",
+        "routing.router_models.1: the environment variable THIRD is not set",
+        "decisions.aliases.a: the environment variable THIRD is not set",
+    ]
+
+
+@pytest.mark.parametrize("default", ["=", "<<", "1:1:x", "", "$$"])
+def test_a_default_that_is_no_number_is_a_fault_where_one_is_expected(
+    file: Path, monkeypatch: pytest.MonkeyPatch, default: str
+) -> None:
+    monkeypatch.delenv("NAME", raising=False)
+    assert faults(file, f"routing:\n  session_ttl_seconds: ${{NAME:-{default}}}") == [
+        f"routing.session_ttl_seconds: found '${{NAME:-{default}}}', filled in as {'text' if default else 'nothing'}, "
+        "expected a number of seconds above 0, at most 1,000,000,000"
+    ]
+
+
+@pytest.mark.parametrize("value", [None, "", "x"])
+@pytest.mark.parametrize("written", ["${NAME:-${OTHER}}", "${NAME:-a${OTHER:-b}}", "${NAME:-$${OTHER}}"])
+def test_a_variable_inside_a_default_is_a_fault_whatever_the_environment_holds(
+    file: Path, monkeypatch: pytest.MonkeyPatch, written: str, value: str | None
+) -> None:
+    monkeypatch.setenv("OTHER", "x")
+    monkeypatch.delenv("NAME", raising=False)
+    if value is not None:
+        monkeypatch.setenv("NAME", value)
+    assert faults(file, f'decisions:\n  aliases:\n    key: "{written}"\n') == [
+        "decisions.aliases.key: the default of ${NAME:-...} holds another variable, which is not filled in"
+    ]
+
+
+@pytest.mark.parametrize(
+    "written", ["${", "${}", "${NAME", "${1}", "${NA ME}", "${NAME-x}", "${NAME:x}", "${:-x}", "${É}"]
+)
+def test_what_only_looks_like_a_variable_is_a_fault(file: Path, monkeypatch: pytest.MonkeyPatch, written: str) -> None:
+    monkeypatch.setenv("NAME", "x")
+    assert faults(file, f'decisions:\n  aliases:\n    key: "{written}"\n') == [
+        "decisions.aliases.key: found a ${ that is not ${NAME} or ${NAME:-default}; a plain dollar sign is $$"
+    ]
+
+
+# Files that are broken, or are meant to harm
+
+
+def bomb(level: str) -> str:
+    return "a0: &a0 [1]\n" + "".join(level.format(i=i, of=f"*a{i - 1}") for i in range(1, 30))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        bomb("a{i}: &a{i} [{of}, {of}, {of}]\n"),
+        bomb("a{i}: &a{i} {{x: {of}, y: {of}}}\n"),
+        bomb("a{i}: &a{i}\n  <<: [{of}, {of}]\n").replace("[1]", "{x: 1}"),
+        bomb("a{i}: &a{i} {{? {of} : {of}}}\n"),
+    ],
+)
+def test_aliases_that_expand_without_end_are_refused(file: Path, text: str) -> None:
+    (fault,) = faults(file, text)
+    assert re.fullmatch(r"line \d+: its aliases expand to more than 100,000 values", fault)
+
+
+def test_as_many_values_as_the_limit_are_taken_and_no_more() -> None:
+    repeated = 271  # of 369 values each; with the outer list: 100,000
+    text = b"- &x [" + b"1," * 368 + b"]\n" + b"- *x\n" * (repeated - 1)
+    assert 1 + repeated * (1 + 368) == MAX_VALUES
+    assert len(load_yaml(text)) == repeated
+    with pytest.raises(YAMLFault, match=r"^line 1: its aliases expand to more than 100,000 values$"):
+        load_yaml(text + b"- 1")
+
+
+NOT_ALLOWED = "not valid YAML: it holds bytes or characters that YAML does not allow"
+NOT_ONE = "not valid YAML: a number, a date or a tagged value that is none"
+NO_PLACE = "a value or a tag that has no place in settings"
+NO_MAPPING = "<< stands before something that is no mapping, nor a list of mappings"
+NO_SUCH_ALIAS = "an alias or an anchor that is not there or there twice"
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("&a [*a]", "line 1: an alias stands inside what it names"),
+        ("routing: &a\n  x: {y: *a}", "line 1: an alias stands inside what it names"),
+        ("a: &a\n  <<: *a", "line 1: an alias stands inside what it names"),
+        ("a: *b", f"line 1: {NO_SUCH_ALIAS}"),
+        ("a: &x 1\nb: &x 2", f"line 2: {NO_SUCH_ALIAS}"),
+        ("a: 1\n---\nb: 2", "line 2: a second document"),
+        ("[" * 2000, "nested too deep"),
+        ("[" * 2000 + "]" * 2000, "nested too deep"),
+        ("{a: " * 2000, "nested too deep"),
+        ("- " * 2000, "nested too deep"),
+        ("? " * 2000, "nested too deep"),
+        ("a: [", "line 1: not valid YAML: expected the node content, but found '<stream end>'"),
+        ("a: 1\n b: 2", "line 2: not valid YAML: mapping values are not allowed here"),
+        ("a: 1\n\tb: 2", "line 2: not valid YAML: found character '\\t' that cannot start any token"),
+        ("a: !e!x y", "line 1: not valid YAML: a tag that is not known"),
+        ("%TAG ! a\n%TAG ! b\n---\na: 1", "line 2: not valid YAML: a tag that is not known"),
+        ("a: 1\n\na: 2", "line 3: a key stands there a second time"),
+        ("routing: {a: 1, b: 2, 'a': 3}", "line 1: a key stands there a second time"),
+        ("a: {<<: {b: 1}, <<: {c: 1}}", "line 1: a key stands there a second time"),
+        ("? [a]\n: 1", f"line 1: {NO_PLACE}"),
+        ("a: 1\nb: {<<: 5}", f"line 2: {NO_MAPPING}"),
+        ("a: 1\nb:\n  <<: [{c: 1},\n       x]", f"line 4: {NO_MAPPING}"),
+        ("a: {<<: [[{b: 1}]]}", f"line 1: {NO_MAPPING}"),
+        ("a: !!map 5", f"line 1: {NO_PLACE}"),
+        ("a: !unknown x", f"line 1: {NO_PLACE}"),
+        ("a: 2024-99-99", NOT_ONE),
+        ("a: 2024-01-01 00:00:00 +99:00", NOT_ONE),
+        pytest.param("a: " + "9" * 5000, NOT_ONE, id="digits"),
+        pytest.param(f"a: {BASE_60}", NOT_ONE, id="base 60"),
+        ("a: 0b_", NOT_ONE),
+        ("a: !!bool foo", NOT_ONE),
+        ("a: !!int ''", NOT_ONE),
+        ("a: !!float ''", NOT_ONE),
+        ("a: !!timestamp foo", NOT_ONE),
+        ("a: !!str {=: '$x'}", NOT_ONE),
+        ("\0", NOT_ALLOWED),
+        (b"a: \xff\xfe", NOT_ALLOWED),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", NOT_ALLOWED),
+        (b"\x7fELF\x02\x01\x01", NOT_ALLOWED),
+        (b"\xff\xfea", NOT_ALLOWED),
+    ],
+)
+def test_text_that_is_no_usable_yaml_is_one_fault(file: Path, text: str | bytes, fault: str) -> None:
+    assert faults(file, text) == [fault]
+
+
+def test_a_fault_in_the_text_shows_no_line_of_it() -> None:
+    text = b"sessions:\n  secret: hunter2: x"
+    with pytest.raises(YAMLFault, match=r"^line 2: not valid YAML: mapping values are not allowed here$") as caught:
+        load_yaml(text)
+    assert "hunter2" not in everything_printed(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "!!python/object/apply:os.mkdir [{path}]",
+        "!!python/object/new:os.mkdir [{path}]",
+        "!!python/object/apply:os.mkdir {{args: [{path}]}}",
+        "!!python/name:os.mkdir",
+        "!!python/module:os",
+        "!!python/tuple [a]",
+    ],
+)
+def test_python_tags_are_refused_and_run_nothing(file: Path, value: str) -> None:
+    made = file.parent / "made"
+    assert faults(file, "routing: " + value.format(path=made)) == [f"line 1: {NO_PLACE}"]
+    assert not made.exists()
+
+
+# Whatever stands in a file: a Config or a ConfigError
+
+snippets = st.sampled_from(
+    [
+        *("routing:", "sessions:", "secret:", "url:", "a:", "- ", "? ", ": ", "[", "]", "{", "}", ",", "&a ", "*a"),
+        *("<<: ", "|", ">", "'", '"', "#", "%", "@", "!", "!!", "!!int ", "!!str ", "!!timestamp ", "$", "$$", "${X}"),
+        *("${X:-5}", "${", "}", "\\", "~", "null", "0x1", "1", ".", ":", "-", "2024-01-01", "=", "yes", "\n", "\n  "),
+        *("\t", " ", "\x00", "\x85", "\ufeff", "\U0001f600"),
+    ]
+)
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("generated") / "session_pin.yaml"
+
+
+@given(text=st.binary(max_size=40) | st.lists(snippets, max_size=20).map(lambda parts: "".join(parts).encode()))
+@settings(max_examples=600, deadline=None)
+def test_any_file_gives_a_config_or_a_config_error(generated: Path, text: bytes) -> None:
+    try:
+        config = load(generated, text)
+    except ConfigError:
+        return
+    assert Config.load(config) == config

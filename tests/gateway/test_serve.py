@@ -1,0 +1,338 @@
+"""The command `asgi-session-pin serve`."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from asgi_session_pin.cli import main
+from asgi_session_pin.gateway.serve import bind
+from asgi_session_pin.gateway.worker import set_up_logging
+from servers import PATIENCE, free_port, serve_app, wait_until, wait_until_open, workers_of
+
+
+@contextlib.contextmanager
+def serving(*arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    port = free_port()
+    command = [sys.executable, "-m", "asgi_session_pin", "serve", "--port", str(port), *arguments]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_until_open(port)
+            yield f"http://127.0.0.1:{port}", process
+        finally:
+            process.terminate()
+
+
+async def chat(request: Request) -> Response:
+    model = (await request.json())["model"]
+    return JSONResponse({"model": f"model-{time.monotonic()}" if model == "auto" else model})
+
+
+async def slow(request: Request) -> Response:
+    async def events() -> AsyncIterator[bytes]:
+        for number in range(10):
+            yield b"data: %d\n\n" % number
+            await asyncio.sleep(0.1)
+
+    return StreamingResponse(events(), media_type="text/event-stream")
+
+
+async def swallow(request: Request) -> Response:
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+    return JSONResponse({"size": size})
+
+
+async def pour(request: Request) -> Response:
+    async def events() -> AsyncIterator[bytes]:
+        for _ in range(10_000):
+            yield b"data: " + b"x" * 1000 + b"\n\n"
+
+    return StreamingResponse(events(), media_type="text/event-stream")
+
+
+UPSTREAM = Starlette(
+    routes=[
+        Route("/v1/chat/completions", chat, methods=["POST"]),
+        Route("/slow", slow),
+        Route("/swallow", swallow, methods=["POST"]),
+        Route("/pour", pour),
+    ]
+)
+
+
+def test_it_pins_in_front_of_an_upstream_and_finishes_its_streams_when_it_is_stopped(tmp_path: Path) -> None:
+    config = tmp_path / "session_pin.yaml"
+    config.write_text("routing: {session_ttl_seconds: 60}")
+    with serve_app(UPSTREAM) as upstream, serving("--upstream", upstream, "--config", str(config)) as (url, process):
+        with httpx.Client(base_url=url, trust_env=False) as client:
+            models = {
+                client.post("/v1/chat/completions", json={"model": "auto"}, headers={"x-session-id": "s"}).json()[
+                    "model"
+                ]
+                for _ in range(3)
+            }
+            assert len(models) == 1
+            events = 0
+            with client.stream("GET", "/slow") as response:
+                for line in response.iter_lines():
+                    if line:
+                        events += 1
+                    if events == 2:
+                        process.send_signal(signal.SIGTERM)
+            assert events == 10
+        assert process.wait(10) in (0, -signal.SIGTERM)
+        assert process.stderr is not None
+        lines = process.stderr.read().splitlines()
+        assert lines[0] == (
+            f"asgi-session-pin: {url} -> {upstream}, 1 worker, pins in memory:// for 60 s after their last use"
+        )
+        assert [line for line in lines if "Traceback" in line] == []
+
+
+def resident_megabytes(process: subprocess.Popen[str]) -> float:
+    (worker,) = workers_of(process.pid)
+    return int(Path(f"/proc/{worker}/statm").read_text().split()[1]) * 4096 / 1e6
+
+
+def test_large_bodies_and_long_streams_pass_with_flat_memory() -> None:
+    def chunks() -> Iterator[bytes]:
+        for _ in range(1024):
+            most.append(resident_megabytes(process))
+            yield b"x" * 65_536
+
+    most: list[float] = []
+    with (
+        serve_app(UPSTREAM) as upstream,
+        serving("--upstream", upstream) as (url, process),
+        httpx.Client(base_url=url, trust_env=False, timeout=60) as client,
+    ):
+        client.post("/swallow", content=b"warm")
+        before = resident_megabytes(process)
+        headers = {"content-length": str(64 * 1024 * 1024)}
+        assert client.post("/swallow", content=chunks(), headers=headers).json() == {"size": 64 * 1024 * 1024}
+        size = 0
+        with client.stream("GET", "/pour") as response:
+            for chunk in response.iter_raw():
+                size += len(chunk)
+                most.append(resident_megabytes(process))
+        assert size == 10_000 * 1008
+        assert max(most) - before < 20
+
+
+def test_several_workers_with_one_file_agree(tmp_path: Path) -> None:
+    config = tmp_path / "session_pin.yaml"
+    config.write_text(f"store: {{url: 'sqlite:///{tmp_path}/pins.db', timeout_seconds: 5}}")
+    arguments = ["--config", str(config), "--workers", "2"]
+    with serve_app(UPSTREAM) as upstream, serving("--upstream", upstream, *arguments) as (url, process):
+        models = []
+        for _ in range(20):  # each over a connection of its own, which any worker takes
+            headers = {"x-session-id": "s", "connection": "close"}
+            answer = httpx.post(
+                f"{url}/v1/chat/completions", json={"model": "auto"}, headers=headers, trust_env=False, timeout=30
+            )
+            models.append(answer.json()["model"])
+        assert len(set(models)) == 1
+        process.terminate()
+        process.wait(20)
+        assert process.stderr is not None
+        assert "warning" not in process.stderr.read()
+
+
+def test_several_workers_on_memory_are_warned_of() -> None:
+    with serve_app(UPSTREAM) as upstream, serving("--upstream", upstream, "--workers", "2") as (url, process):
+        assert get(f"{url}/-/session-pin/healthz").text == "ok\n"
+        process.terminate()
+        assert process.wait(20) == 0
+        assert process.stderr is not None
+        text = process.stderr.read()
+        assert ", 2 workers, " in text
+        assert text.count("warning: store.url is memory://") == 1
+
+
+def get(url: str) -> httpx.Response:
+    return httpx.get(url, headers={"connection": "close"}, trust_env=False, timeout=PATIENCE)
+
+
+def wait_until_told(process: subprocess.Popen[str], text: str) -> None:
+    told = process.stderr
+    assert told is not None
+    reader = threading.Thread(target=lambda: any(text in line for line in told))
+    reader.start()
+    reader.join(PATIENCE)
+    assert not reader.is_alive()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sighup_brings_new_settings_and_ends_no_stream(workers: int, file: Path) -> None:
+    file.write_text("gateway: {health_path: /old}")
+    arguments = ["--config", str(file), "--workers", str(workers)]
+    with serve_app(UPSTREAM) as upstream, serving("--upstream", upstream, *arguments) as (url, process):
+        wait_until(lambda: len(workers_of(process.pid)) == workers)
+        before = workers_of(process.pid)
+        with httpx.stream("GET", f"{url}/slow", trust_env=False, timeout=PATIENCE) as response:
+            events = response.iter_lines()
+            first = next(events)
+            file.write_text("gateway: {health_path: /new}")
+            process.send_signal(signal.SIGHUP)
+            assert [first, *filter(None, events)] == [f"data: {number}" for number in range(10)]
+        wait_until(lambda: not before & workers_of(process.pid))
+        assert [get(f"{url}/{path}/healthz").status_code for path in ("new", "old")] == [200, 404]
+
+        file.write_text("gateway: {health_path: 1}")
+        process.send_signal(signal.SIGHUP)
+        after = workers_of(process.pid)
+        for worker in after:
+            os.kill(worker, signal.SIGKILL)
+        wait_until(lambda: len(workers_of(process.pid) - after) == workers)
+        assert get(f"{url}/new/healthz").status_code == 200
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+        assert process.stderr is not None
+        text = process.stderr.read()
+        assert f"the settings stay as they are: {file}: 1 fault\n  gateway.health_path: found 1" in text
+        assert text.count("a worker ended by itself") == workers
+
+
+def test_settings_from_a_pipe_are_those_of_all_workers_and_stay(file: Path) -> None:
+    os.mkfifo(file)
+    writer = threading.Thread(target=lambda: file.write_text("gateway: {health_path: /piped}"))
+    writer.start()
+    arguments = ["--upstream", "http://127.0.0.1:9", "--workers", "2", "--config", str(file)]
+    with serving(*arguments) as (url, process):
+        writer.join(PATIENCE)
+        process.send_signal(signal.SIGHUP)
+        wait_until_told(process, "found what can be read only once, expected a regular file")
+        assert [get(f"{url}/piped/healthz").status_code for _ in range(8)] == [200] * 8
+
+
+def test_workers_end_with_the_process_over_them() -> None:
+    with serving("--upstream", "http://127.0.0.1:9") as (_, process):
+        workers = workers_of(process.pid)
+        process.kill()
+        process.wait(PATIENCE)
+        wait_until(lambda: not any(Path(f"/proc/{worker}/exe").exists() for worker in workers))
+
+
+@pytest.mark.parametrize(
+    "offer", [b"", b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMA\r\n"]
+)
+def test_a_body_arrives_whole_and_its_trailers_are_no_headers(offer: bytes) -> None:
+    async def echo(request: Request) -> Response:
+        return JSONResponse({"body": (await request.body()).decode(), "headers": dict(request.headers)})
+
+    head = b"POST /echo HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n" + offer
+    with (
+        serve_app(Starlette(routes=[Route("/echo", echo, methods=["POST"])])) as upstream,
+        serving("--upstream", upstream) as (url, _),
+        socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), PATIENCE) as client,
+    ):
+        client.sendall(head + b"\r\n4\r\nbody\r\n0\r\nX-Trailer: 1\r\n\r\n")
+        answer = b"".join(iter(lambda: client.recv(65_536), b""))
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b'"body":"body"' in answer
+    assert b"x-trailer" not in answer
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "the following arguments are required: --upstream"),
+        (["--upstream", "localhost:1"], "argument --upstream: expected a URL such as http://localhost:4000"),
+        (
+            ["--upstream", "http://a", "--port", "0"],
+            "argument --port: found '0', expected a whole number from 1 to",
+        ),
+        (
+            ["--upstream", "http://a", "--port", "x"],
+            "argument --port: found 'x', expected a whole number from 1 to",
+        ),
+        (["--upstream", "http://a", "--workers", "-1"], "argument --workers: "),
+        (["--upstream", "http://a", "--log-level", "loud"], "argument --log-level: invalid choice: 'loud'"),
+    ],
+)
+def test_wrong_arguments_are_one_clear_line_and_exit_2(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", *arguments])
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_configuration_that_cannot_be_used_ends_before_it_listens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "bad.yaml"
+    config.write_text("routing: {session_ttl_seconds: 0}")
+    assert main(["serve", "--upstream", "http://127.0.0.1:9", "--config", str(config)]) == 1
+    assert "routing.session_ttl_seconds: found 0" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_one_clear_line_and_exit_1(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "--upstream", "http://127.0.0.1:9", "--port", str(port)]) == 1
+    assert f"can't listen on 127.0.0.1, port {port}: Address already in use" in capsys.readouterr().err
+
+
+def test_it_listens_on_all_addresses_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    tcp = socket.SOCK_STREAM, socket.IPPROTO_TCP, ""
+    v6 = (socket.AF_INET6, *tcp, ("2001:db8::1", 0))  # for documentation: nobody has them
+    v4 = (socket.AF_INET, *tcp, ("192.0.2.1", 0))
+    here = (socket.AF_INET, *tcp, ("127.0.0.1", 0))
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: [v6, v4, here])
+    (listener,) = bind("name", 0)
+    with listener:
+        assert listener.getsockname()[0] == "127.0.0.1"
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: [v6, v4])
+    with pytest.raises(OSError, match=r"assign requested address|not supported"):
+        bind("name", 0)
+
+
+async def test_chunks_do_not_wait_for_acknowledgements() -> None:
+    accepted: asyncio.Queue[int] = asyncio.Queue()
+
+    async def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = writer.get_extra_info("socket")
+        accepted.put_nowait(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    (listener,) = bind("127.0.0.1", 0)
+    async with await asyncio.start_server(accept, sock=listener):
+        _, client = await asyncio.open_connection(*listener.getsockname())
+        assert await accepted.get() != 0
+        client.close()
+
+
+def test_headers_of_the_upstream_are_not_logged(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logging("debug")
+    assert not logging.getLogger("httpcore.http11").isEnabledFor(logging.DEBUG)
+
+
+def test_without_the_extra_it_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    for name in ("serve", "worker"):
+        monkeypatch.delitem(sys.modules, f"asgi_session_pin.gateway.{name}")
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--upstream", "http://127.0.0.1:9"])
+    assert ended.value.code == 2
+    assert "install asgi-session-pin[gateway]" in capsys.readouterr().err
