@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from asgi_driver import CHAT, SESSION, Gateway, Header, answer_json, call, http_scope, receive_from
 from asgi_session_pin import Config, ConfigError, Endpoint, MemoryStore, Pin, Routing, SessionPinMiddleware
+from behaviour_document import Section, case
 
 
 class ClosingStore(MemoryStore):
@@ -125,6 +126,11 @@ async def test_the_first_endpoint_that_matches_counts() -> None:
     assert (await call(app, {"model": "auto"}, SESSION, path="/b/c")).pin_status == "miss"
 
 
+@case(
+    Section.SESSION,
+    "no session header",
+    "nothing of ours; the app gets the server's own objects (while it runs, the scope holds a mark of ours)",
+)
 async def test_a_request_without_a_session_gets_the_very_objects_of_the_server() -> None:
     seen: list[object] = []
 
@@ -139,6 +145,11 @@ async def test_a_request_without_a_session_gets_the_very_objects_of_the_server()
     assert [id(item) for item in seen] == [id(scope), id(receive), id(send)]
 
 
+@case(
+    Section.SESSION,
+    "forged `X-Session-Pinned`, `X-Session-Model`",
+    "they never reach the app, on our endpoints (elsewhere nothing is looked at)",
+)
 @pytest.mark.parametrize("name", [b"x-session-pin", b"x-session-pinned", b"x-session-model", b"X-Session-Model"])
 @pytest.mark.parametrize("session", [[], [SESSION]])
 async def test_control_headers_of_the_client_never_reach_the_app(name: bytes, session: list[Header]) -> None:

@@ -26,6 +26,7 @@ from asgi_driver import (
     receive_from,
 )
 from asgi_session_pin import SessionPinMiddleware
+from behaviour_document import Section, case
 
 Kind = Callable[[bytearray], Any]
 KINDS: dict[str, Kind] = {
@@ -88,6 +89,7 @@ async def course_of(service: Service, path: str) -> list[Any]:
     return [service.asked, *[(answer.pin_status, answer.body) for answer in answers]]
 
 
+@case(Section.RESPONSE, "chunks that are bytearrays or memoryviews", "as bytes")
 @each_kind
 @pytest.mark.parametrize(
     "serve", [in_json, in_json_by_pieces, in_events, refusing_its_own_names, beginning_with_an_error]

@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 from asgi_driver import JSON_TYPE, SESSION, SSE_TYPE, Header, asked_model, call, read_body, respond
 from asgi_session_pin import Config, Decisions, PinEvent, Routing, SessionPinMiddleware, get_session_pin
 from asgi_session_pin.pins.health import LOOK_EVERY
+from behaviour_document import Section, case
 
 AUTO = {"model": "auto"}
 
@@ -39,6 +40,11 @@ async def statuses(app: SessionPinMiddleware, count: int, *headers: Header) -> l
 
 
 # Claude Code Router answers 200 under its default model to a name that it does not know.
+@case(
+    Section.FAILURE,
+    "the first pinned answer names another model than the one that made the pin",
+    "that answer; the pin is given up and the name refused",
+)
 @pytest.mark.parametrize("streams", [False, True])
 async def test_a_name_that_the_gateway_misunderstands_is_given_up_and_refused(
     streams: bool, caplog: pytest.LogCaptureFixture
@@ -85,6 +91,7 @@ async def test_litellm_that_tells_of_its_own_fallback_is_not_compared() -> None:
     assert (answer.pin_status, answer.json["model"]) == ("hit", "claude")
 
 
+@case(Section.FAILURE, "a later one does", "that answer; told in the log and as `PinEvent.drift`; the pin stays")
 async def test_later_drift_is_counted_and_told_and_the_pin_stays(caplog: pytest.LogCaptureFixture) -> None:
     events: list[PinEvent] = []
     app = SessionPinMiddleware(Gateway("a", "a", "b", "b", "a", "a"), listeners=[events.append])

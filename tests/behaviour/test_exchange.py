@@ -23,6 +23,7 @@ from asgi_driver import (
     respond,
 )
 from asgi_session_pin import Config, MemoryStore, Pin, Routing, SessionPinMiddleware
+from behaviour_document import Section, case
 
 
 @pytest.mark.parametrize("answer", [answer_json, answer_stream])
@@ -62,6 +63,7 @@ async def test_the_app_is_told_of_a_pin_and_the_session_goes_on_as_it_came() -> 
     ]
 
 
+@case(Section.REQUEST, "sent in chunks, with any framing headers", "a changed body has one `content-length`")
 @pytest.mark.parametrize(
     "framing",
     [
@@ -89,6 +91,7 @@ async def test_a_changed_body_has_exactly_one_framing_header(framing: list[Heade
     assert scope["headers"] == original, "the server's own list is left alone"
 
 
+@case(Section.SESSION, "`X-Session-Pin: off`", "`off`; neither read nor written")
 @pytest.mark.parametrize("value", [b"off", b" OFF ", b"Off"])
 async def test_off_neither_reads_nor_writes(value: bytes) -> None:
     gateway = Gateway("a", "b", "c")
@@ -115,6 +118,7 @@ async def test_off_leaves_the_body_to_the_app() -> None:
     assert seen == [receive]
 
 
+@case(Section.SESSION, "`X-Session-Pin: reset`", "`miss`; the pin is forgotten and decided afresh")
 @pytest.mark.parametrize("value", [b"reset", b"RESET"])
 async def test_reset_forgets_the_pin_and_decides_afresh(value: bytes) -> None:
     gateway = Gateway("a", "b")
@@ -125,6 +129,7 @@ async def test_reset_forgets_the_pin_and_decides_afresh(value: bytes) -> None:
     assert gateway.asked == ["auto", "auto", "b"]
 
 
+@case(Section.SESSION, "`X-Session-Pin` with any other value", "as if absent")
 @pytest.mark.parametrize("value", [b"", b"on", b"off, reset", b"offf"])
 async def test_any_other_control_value_is_as_if_absent(value: bytes) -> None:
     gateway = Gateway("a")
@@ -133,6 +138,7 @@ async def test_any_other_control_value_is_as_if_absent(value: bytes) -> None:
     assert statuses == ["miss", "hit"]
 
 
+@case(Section.SESSION, "a model that `routing.router_models` does not name", "`ignored; reason=model-not-routed`")
 async def test_with_router_models_other_models_pass_untouched() -> None:
     gateway = Gateway("a", "b")
     app = SessionPinMiddleware(gateway, config=Config(routing=Routing(router_models=("auto", "smart-*"))))
@@ -240,6 +246,7 @@ async def test_parallel_first_requests_agree_from_the_first_answer_on() -> None:
     assert [answer.json["model"] for answer in answers] == ["a"] * 3
 
 
+@case(Section.PIN, "a main and a small model in one session, at the same time", "each keeps its own")
 async def test_a_title_on_a_small_model_beside_the_main_model_keeps_both() -> None:
     """As OpenCode works: two calls at the same time, one session id, two models."""
     gateway = Gateway(answer=answer_stream)
@@ -276,6 +283,7 @@ class Failing(MemoryStore):
         return await super().add(key, pin)
 
 
+@case(Section.SHARED_STORE, "the store can't be read", "`miss; reason=store-unavailable`; the router decides")
 async def test_a_store_that_cannot_be_read_leaves_the_request_to_the_router() -> None:
     gateway = Gateway("a", "b")
     app = SessionPinMiddleware(gateway, store=Failing("get"))
@@ -286,6 +294,11 @@ async def test_a_store_that_cannot_be_read_leaves_the_request_to_the_router() ->
     assert gateway.asked == ["auto", "auto"]
 
 
+@case(
+    Section.SHARED_STORE,
+    "the store can't be written",
+    "this process keeps the pin: the next answer is `hit; reason=store-unavailable`",
+)
 async def test_a_store_that_cannot_be_written_leaves_the_pin_to_this_process(caplog: pytest.LogCaptureFixture) -> None:
     app = SessionPinMiddleware(Gateway("a", "b"), store=Failing("add"))
     answers = [await call(app, {"model": "auto"}, SESSION) for _ in range(2)]

@@ -26,6 +26,7 @@ from asgi_driver import (
     respond,
 )
 from asgi_session_pin import Config, Failover, MemoryStore, Pin, PinEvent, SessionPinMiddleware, get_session_pin
+from behaviour_document import Section, case
 
 AUTO = {"model": "auto", "n": 1}
 ALICE: Header = (b"authorization", b"Bearer alice")
@@ -88,6 +89,7 @@ async def statuses(app: SessionPinMiddleware, *headers: Header, count: int = 1) 
 # Refused names
 
 
+@case(Section.FAILURE, "any failure of a name that has never served in this process", "the same")
 @pytest.mark.parametrize("serve", [*map(failing, (302, 400, 401, 404, 409, 422, 429, 500, 503)), raising])
 async def test_a_name_that_never_served_and_fails_is_routed_and_given_up(serve: Serve) -> None:
     gateway = Gateway("a", "b", serve=serve)
@@ -165,6 +167,12 @@ REFUSALS = [
 ]
 
 
+@case(
+    Section.FAILURE,
+    "refused: 401, 402, 403, 404, or 400 with a JSON error about the model",
+    "the routed answer, `reroute`; if that is 2xx the pin is given up, and no other is made of this name and "
+    "credential for `session_ttl_seconds`",
+)
 @pytest.mark.parametrize(("status", "body"), REFUSALS)
 @pytest.mark.parametrize("kind", [JSON_TYPE, SSE_TYPE])  # vllm-router types errors of streams like the stream
 async def test_a_name_that_served_and_is_refused_is_routed(status: int, body: str, kind: Header) -> None:
@@ -176,6 +184,7 @@ async def test_a_name_that_served_and_is_refused_is_routed(status: int, body: st
 
 
 # RouteLLM takes "router-NAME-THRESHOLD" only: create_chat_completion and _parse_model_name in lm-sys/RouteLLM.
+@case(Section.FAILURE, "a gateway that never takes its own names back", "as without pins, for one call more per name")
 @pytest.mark.parametrize(
     ("status", "body"),
     [
@@ -231,6 +240,11 @@ async def test_a_refused_name_that_serves_later_may_be_pinned_again() -> None:
     assert await statuses(app, OTHER, count=2) == ["miss", "hit"]
 
 
+@case(
+    Section.FAILURE,
+    "the routed request fails too",
+    "the first answer, `hit`; the pin stays and is not tried like this again for a minute",
+)
 @pytest.mark.parametrize("status", [400, 404, 500])
 async def test_where_routing_fails_too_the_client_gets_the_first_answer_and_the_pin_stays(
     status: int, clock: Clock
@@ -321,6 +335,7 @@ async def test_headers_that_can_be_read_once_are_not_lost() -> None:
         assert (await call(app, AUTO, SESSION)).headers["x-app"] == "1"
 
 
+@case(Section.FAILURE, "other 4xx", "as it is; the pin stays")
 @pytest.mark.parametrize("status", [402, 405, 408, 409, 413, 422, 499])
 async def test_other_client_errors_leave_a_pin_that_has_served(status: int) -> None:
     gateway = Gateway("a", serve=failing(status))
@@ -478,6 +493,11 @@ async def test_an_error_that_the_app_does_not_finish_is_routed_when_it_returns()
 # Outages
 
 
+@case(
+    Section.FAILURE,
+    "429, 5xx or an exception of a name that has served",
+    "the routed answer, whatever it is, `reroute`; the pin stays",
+)
 @pytest.mark.parametrize("serve", [failing(429), failing(500), failing(503), raising])
 async def test_a_model_that_is_out_is_routed_around_and_stays_pinned(serve: Serve) -> None:
     gateway = Gateway("a", "b", serve=serve)
@@ -522,6 +542,7 @@ async def test_an_exception_after_a_failure_that_was_passed_on_comes_out() -> No
     assert messages[0]["status"] == 500
 
 
+@case(Section.FAILURE, "everything is out", "the router's failure; counts for nothing")
 async def test_an_outage_of_everything_is_answered_by_the_router_and_counts_for_nothing() -> None:
     gateway = Gateway("a", serve=failing(503, b"first"))
     app = await pinned(gateway)
@@ -542,6 +563,11 @@ async def test_a_router_that_answers_with_an_error_and_status_200_counts_for_not
     assert await statuses(app) == ["hit"]
 
 
+@case(
+    Section.FAILURE,
+    "`give_up_after` such failures in a row, the routed answers being 2xx",
+    "the pin is given up, and the routed answer decides",
+)
 async def test_the_third_failure_in_a_row_gives_the_pin_up(caplog: pytest.LogCaptureFixture) -> None:
     gateway = Gateway("a", "b", serve=failing(503))
     app = await pinned(gateway)
@@ -573,6 +599,7 @@ async def test_a_router_that_chooses_the_pinned_model_again_shows_that_it_is_bac
     assert await statuses(app) == ["hit"]
 
 
+@case(Section.FAILURE, "`on_refused: pass`, `on_unavailable: pass`", "the failure; with the latter each one counts")
 async def test_on_unavailable_pass_leaves_it_at_the_failure_until_it_is_one_too_many() -> None:
     gateway = Gateway("a", "b", serve=failing(503))
     app = await pinned(gateway, config=Config(failover=Failover(on_unavailable="pass")))
@@ -595,6 +622,7 @@ async def test_on_unavailable_pass_counts_exceptions_too() -> None:
 ERROR_EVENT = b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}\n\n'
 
 
+@case(Section.FAILURE, "a stream whose first chunk is an error", "as an outage or a refusal")
 @pytest.mark.parametrize("ending", ["with it", "after it"])
 @pytest.mark.parametrize("has_served", [True, False])
 async def test_a_stream_that_begins_with_an_error_is_routed(ending: str, has_served: bool) -> None:
@@ -625,6 +653,7 @@ async def test_a_compressed_stream_is_looked_at_where_its_coding_is_known(coding
     assert answer.body == (ERROR_EVENT if coding == "unknown" else b'{"id": "1", "model": "b"}')
 
 
+@case(Section.FAILURE, "an error event that is cut in two", "goes on; counts as a failure")
 async def test_an_error_event_that_is_cut_goes_on_and_counts() -> None:
     async def serve(send: Send, model: str) -> None:
         await respond(send, ERROR_EVENT[:20], ERROR_EVENT[20:], headers=[SSE_TYPE])
@@ -657,6 +686,11 @@ async def test_a_stream_passes_from_its_first_bytes_on() -> None:
     assert passed == [2, 3, 4, 5, 6]
 
 
+@case(
+    Section.FAILURE,
+    "a stream that sends its headers long before its first event",
+    "the headers wait for a second at most, nothing else does",
+)
 async def test_the_start_of_a_stream_waits_a_second_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("asgi_session_pin.ticker.TICK_SECONDS", 0.01)
     started = asyncio.Event()
@@ -848,6 +882,7 @@ async def test_a_client_that_left_is_not_routed_for() -> None:
             assert messages[0]["status"] == 503
 
 
+@case(Section.FAILURE, "the client left", "nothing is routed; after 30 s without a response it counts as a failure")
 @pytest.mark.parametrize("how", ["cancelled", "told"])
 @pytest.mark.parametrize(("seconds", "given_up"), [(29, False), (31, True)])
 async def test_a_client_that_leaves_after_30_seconds_without_a_response_is_a_failure(

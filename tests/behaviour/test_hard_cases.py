@@ -32,10 +32,16 @@ from asgi_session_pin import (
     SessionPinMiddleware,
     Sessions,
 )
+from behaviour_document import Section, case
 
 # Session ids
 
 
+@case(
+    Section.SESSION,
+    "id empty, over 256 bytes, with control characters, or sent twice with different values",
+    "`ignored; reason=invalid-session-id`; no other source is tried",
+)
 @pytest.mark.parametrize(
     "headers",
     [
@@ -60,6 +66,7 @@ async def test_session_id_that_cannot_be_used_is_ignored_with_its_reason(headers
     assert gateway.asked == ["auto", "auto"], "no fall-through to the next source"
 
 
+@case(Section.SESSION, "the same id sent twice, white space around it, any other characters", "the id is used")
 @pytest.mark.parametrize(
     "headers",
     [
@@ -80,6 +87,17 @@ async def test_session_id_that_can_be_used_pins(headers: list[Header]) -> None:
 # Request bodies that can't be read
 
 
+@case(
+    Section.REQUEST,
+    "not a JSON object, UTF-16 or UTF-32, an invalid name at top level",
+    "`ignored; reason=body-not-json`",
+)
+@case(Section.REQUEST, "with a `content-encoding`", "`ignored; reason=body-encoded`")
+@case(
+    Section.REQUEST,
+    "signed: `Content-Digest`, `Repr-Digest`, `Digest`, `Content-MD5`, AWS SigV4",
+    "`ignored; reason=body-signed`",
+)
 @pytest.mark.parametrize(
     ("reason", "content", "headers"),
     [
@@ -112,6 +130,7 @@ async def test_body_that_cannot_be_read_passes_byte_for_byte(reason: str, conten
     assert (b"x-session-pinned", b"true") not in gateway.scopes[1]["headers"]
 
 
+@case(Section.REQUEST, "over `max_request_bytes`", "`ignored; reason=body-too-large`; it streams to the app")
 async def test_body_over_the_limit_streams_and_is_refused_by_its_length_before_it_is_asked_for() -> None:
     events: list[str] = []
 
@@ -162,6 +181,11 @@ ODD_BODIES = [
 ]
 
 
+@case(
+    Section.REQUEST,
+    "`model` twice, escaped, or also nested",
+    "the app sees the pinned one at top level, and only there",
+)
 @pytest.mark.parametrize(("content", "forwarded"), ODD_BODIES)
 async def test_model_is_only_seen_pinned_by_the_app(content: bytes, forwarded: dict[str, Any]) -> None:
     gateway = Gateway("pinned", "other")
@@ -174,6 +198,11 @@ async def test_model_is_only_seen_pinned_by_the_app(content: bytes, forwarded: d
     assert b"auto" not in gateway.bodies[1]
 
 
+@case(
+    Section.REQUEST,
+    "huge numbers, NaN, lone surrogates, invalid bytes in a value",
+    "every other value keeps its bytes",
+)
 @pytest.mark.parametrize(
     "value",
     [
@@ -201,6 +230,7 @@ async def test_values_keep_their_bytes(value: bytes) -> None:
     assert gateway.bodies[1] == b'{"model":"pinned","value":%s,"last":1}' % value
 
 
+@case(Section.REQUEST, "nested 200,000 deep", "`ignored; reason=body-not-json`, in bounded memory")
 @pytest.mark.parametrize("nesting", [b"[" * 200_000, b'{"a":' * 200_000])
 async def test_a_body_nested_200000_deep_passes_with_bounded_memory(nesting: bytes) -> None:
     content = b'{"model":"auto","x":' + nesting
@@ -227,6 +257,12 @@ TOO_LARGE_TO_READ = {
 }
 
 
+@case(
+    Section.REQUEST,
+    "over 200,000 members; with a NaN, a lone surrogate or a BOM also over 1 MiB, 1,000 members at top level, 500 "
+    "levels or 100,000 brackets and colons outside of strings",
+    "`ignored; reason=body-not-json`, so that nobody else waits for the reading",
+)
 @pytest.mark.parametrize("excess", TOO_LARGE_TO_READ.values(), ids=TOO_LARGE_TO_READ)
 async def test_a_body_that_would_take_long_to_read_passes_byte_for_byte(excess: bytes) -> None:
     content = b'{"model":"auto",' + excess + b"}"
@@ -238,6 +274,7 @@ async def test_a_body_that_would_take_long_to_read_passes_byte_for_byte(excess: 
     assert gateway.bodies[1] == content
 
 
+@case(Section.RESPONSE, "beyond the bounds of a request's body", "passes as it is, and names no model")
 @pytest.mark.parametrize("excess", TOO_LARGE_TO_READ.values(), ids=TOO_LARGE_TO_READ)
 @pytest.mark.parametrize("media_type", [JSON_TYPE, SSE_TYPE])
 async def test_an_answer_that_would_take_long_to_read_passes_and_names_no_model(
@@ -249,6 +286,7 @@ async def test_an_answer_that_would_take_long_to_read_passes_and_names_no_model(
     assert await order_of(start(media_type), piece(body, False)) == ["http.response.start", body]
 
 
+@case(Section.REQUEST, "`model` is a number, an object, an empty text", "a kind of its own")
 @pytest.mark.parametrize("model", [b"1", b"{}", b'["auto"]', b'"\\ud800"', b'"\xff"', b'""'])
 async def test_a_model_that_is_no_name_is_a_kind_of_its_own(model: bytes) -> None:
     gateway = Gateway("a", "b", "c")
@@ -264,6 +302,7 @@ async def served_by_the_router(send: Send, model: object) -> None:
     await respond(send, b'{"model":"routed"}')
 
 
+@case(Section.REQUEST, "no `model`", "a kind of its own; on a hit the pinned one is put in")
 async def test_a_request_without_model_is_of_its_own_kind_and_gets_the_pinned_one() -> None:
     gateway = Gateway("a", "b")
     app = SessionPinMiddleware(gateway)
@@ -277,6 +316,7 @@ async def test_a_request_without_model_is_of_its_own_kind_and_gets_the_pinned_on
 # Responses
 
 
+@case(Section.RESPONSE, "not 2xx", "nothing is pinned")
 @pytest.mark.parametrize("status", [199, 302, 400, 401, 404, 429, 500, 503])
 async def test_a_response_that_is_not_2xx_records_nothing(status: int) -> None:
     async def refuse(send: Send, model: str) -> None:
@@ -289,6 +329,11 @@ async def test_a_response_that_is_not_2xx_records_nothing(status: int) -> None:
     assert gateway.asked == ["auto", "auto"]
 
 
+@case(
+    Section.RESPONSE,
+    "names `none`, over 256 bytes, not visible ASCII, or one of `router_models`",
+    "nothing is pinned; a warning in the log",
+)
 @pytest.mark.parametrize("name", ["none", "None", "x" * 257, "zwölf", "two words", "line\nbreak", "auto", "auto/fast"])
 async def test_a_name_that_is_no_decision_records_nothing_and_warns_once(
     name: str, caplog: pytest.LogCaptureFixture
@@ -302,6 +347,7 @@ async def test_a_name_that_is_no_decision_records_nothing_and_warns_once(
     assert "decisions.sources" in caplog.text
 
 
+@case(Section.RESPONSE, "names no model", "nothing is pinned; one warning in the log")
 @pytest.mark.parametrize(
     "content", [b'{"model":""}', b'{"model":null}', b"{}", b"[]", b"", b"not json", b'{"model":[1]}']
 )
@@ -318,6 +364,7 @@ async def test_a_response_that_names_no_model_records_nothing_and_warns_once(
     assert caplog.text.count("names no model") == 1
 
 
+@case(Section.RESPONSE, "names the requested model plus a date", "the requested name is pinned")
 @pytest.mark.parametrize(
     ("asked", "answered", "pinned"),
     [
@@ -384,6 +431,7 @@ def piece(body: bytes, more: bool = True) -> Message:
     return {"type": "http.response.body", "body": body, "more_body": more}
 
 
+@case(Section.RESPONSE, "JSON", "the pin is written before the last message goes on")
 async def test_a_json_response_is_recorded_before_its_last_message_goes_on() -> None:
     sent = await order_of(start(JSON_TYPE), piece(b'{"mod'), piece(b'el":"a"}'), piece(b"", False))
     assert sent == ["http.response.start", b'{"mod', b'el":"a"}', "pinned a", b""]
@@ -395,6 +443,11 @@ async def test_a_json_response_is_recorded_when_its_content_length_is_reached() 
     assert sent == ["http.response.start", b'{"mod', "pinned a", b'el":"a"}', b""]
 
 
+@case(
+    Section.RESPONSE,
+    "server-sent events, cut anywhere",
+    "the pin is written before the chunk that names the model goes on",
+)
 async def test_a_stream_is_recorded_before_the_chunk_that_names_the_model() -> None:
     sent = await order_of(
         start(SSE_TYPE),
@@ -452,6 +505,11 @@ async def test_every_shape_of_stream_names_its_model(event: bytes) -> None:
     assert "pinned a" in await order_of(start(SSE_TYPE), piece(event), piece(b"data: [DONE]\n\n", False))
 
 
+@case(
+    Section.RESPONSE,
+    "a stream that names no model in its first 10,000 events",
+    "passes as it is, not looked at further",
+)
 async def test_a_stream_is_looked_at_up_to_its_10000th_event() -> None:
     pinning = b'data: {"model":"a"}\n\n'
     for event in (b"data: {}\n\n", b"data: x\n\n"):
@@ -471,6 +529,7 @@ async def test_every_json_media_type_is_looked_at(media_type: bytes) -> None:
     assert "pinned a" in sent
 
 
+@case(Section.RESPONSE, "compressed by anything else", "known by its headers only")
 @pytest.mark.parametrize("coding", [b"gzip", b"br", b"something"])
 async def test_a_compressed_response_is_known_by_its_headers_only(coding: bytes) -> None:
     encoding = (b"content-encoding", coding)
@@ -482,6 +541,7 @@ async def test_a_compressed_response_is_known_by_its_headers_only(coding: bytes)
     assert "pinned a" in await order_of(start(JSON_TYPE, encoding, chosen), piece(b"...", False))
 
 
+@case(Section.RESPONSE, "larger than `max_inspected_response_bytes`", "passes as it is, not looked at further")
 async def test_a_response_is_looked_at_up_to_its_limit() -> None:
     config = Config(limits=Limits(max_inspected_response_bytes=20))
     large = b'{"model":"a","x":"%s"}' % (b"x" * 20)
@@ -510,6 +570,11 @@ async def test_a_file_sent_by_the_server_itself_says_nothing() -> None:
     assert sent == ["http.response.start", "http.response.pathsend"]
 
 
+@case(
+    Section.RESPONSE,
+    "the app raises, pinned or not",
+    "the exception, as without us, unless routing the request serves it; the pin stays",
+)
 async def test_an_exception_of_the_app_comes_out_as_it_is_and_leaves_the_pin() -> None:
     gateway = Gateway("a", "b")
     app = SessionPinMiddleware(gateway)
@@ -525,6 +590,7 @@ async def test_an_exception_of_the_app_comes_out_as_it_is_and_leaves_the_pin() -
     assert (await call(app, {"model": "auto"}, SESSION)).pin_status == "hit"
 
 
+@case(Section.REQUEST, "the client leaves while it sends", "the app gets what came, and the disconnect")
 @pytest.mark.parametrize("pieces", [0, 1, 2])
 async def test_a_client_that_leaves_while_it_sends_is_the_apps_affair(pieces: int) -> None:
     gone: Message = {"type": "http.disconnect"}
@@ -556,6 +622,12 @@ async def test_an_exception_out_of_receive_comes_out_as_it_is() -> None:
         await SessionPinMiddleware(Gateway())(http_scope(SESSION), receive, send)
 
 
+@case(
+    Section.RESPONSE,
+    "200, but an error where the body is looked at (`error` in the JSON or in an event, `type` `error` or "
+    "`response.failed`)",
+    "nothing is pinned",
+)
 @pytest.mark.parametrize(
     ("media_type", "body"),
     [
@@ -579,6 +651,7 @@ async def test_an_error_that_is_empty_is_none(error: bytes) -> None:
     assert "pinned a" in await order_of(start(JSON_TYPE), piece(body, False))
 
 
+@case(Section.REQUEST, "sent byte by byte", "memory by its bytes")
 @pytest.mark.parametrize("size", [0, 1])
 async def test_a_body_sent_byte_by_byte_costs_memory_by_its_bytes(size: int) -> None:
     count = 100_000

@@ -21,6 +21,7 @@ from asgi_driver import (
     respond,
 )
 from asgi_session_pin import Config, MemoryStore, Pin, Routing, SessionPinMiddleware
+from behaviour_document import Section, case
 
 TTL = 600.0
 AUTO = {"model": "auto"}
@@ -53,6 +54,11 @@ class Slow:
         await send({"type": "http.response.body"})
 
 
+@case(
+    Section.PIN,
+    "an answer that takes longer than a tenth of `session_ttl_seconds`",
+    "the pin's time starts again at its end, before the last message goes on",
+)
 @pytest.mark.parametrize("asked", ["auto", "a"])
 @pytest.mark.parametrize("content_type", [JSON_TYPE, SSE_TYPE, (b"content-type", b"application/x-ndjson")])
 @pytest.mark.parametrize("seconds", [100, 700])

@@ -36,6 +36,7 @@ from asgi_driver import (
     until,
 )
 from asgi_session_pin import Config, Failover, MemoryStore, Pin, SessionPinMiddleware, get_session_pin
+from behaviour_document import Section, case
 from servers import serve_app
 
 EVENTS = "text/event-stream"
@@ -328,6 +329,11 @@ async def test_a_stream_that_starts_slowly_is_still_looked_at(quick: None) -> No
     assert await statuses(app) == ["miss"], "three errors in a row"
 
 
+@case(
+    Section.FAILURE,
+    "an error of over 64 KiB, or not whole within a second",
+    "goes on as it is, and counts as a failure",
+)
 async def test_failures_that_take_too_long_or_are_too_large_give_the_pin_up_in_the_end(quick: None) -> None:
     async def slow(send: Send, model: str) -> None:
         await send({"type": "http.response.start", "status": 503, "headers": [JSON_TYPE]})

@@ -10,6 +10,7 @@ from asgi_driver import SESSION, Gateway, Header, call, respond
 from asgi_session_pin import Config, Routing, SessionPinMiddleware, Sessions
 from asgi_session_pin.log import logger
 from asgi_session_pin.warnings import _MAX_SUBJECTS, Warnings, count_workers
+from behaviour_document import Section, case
 
 
 def test_the_logger_leaves_handlers_and_levels_to_the_application() -> None:
@@ -47,6 +48,7 @@ async def ask_litellm(answered: str, *headers: Header, config: Config | None = N
         assert (await call(app, {"model": "auto"}, (b"x-session-id", session))).pin_status == "miss"
 
 
+@case(Section.RESPONSE, "LiteLLM names what was asked for", "that is pinned, which is harmless; one warning in the log")
 async def test_litellm_that_answers_under_the_name_asked_for_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     await ask_litellm("auto", LITELLM)
     assert caplog.text.count("LiteLLM hides the model that it chose") == 1

@@ -22,6 +22,7 @@ from asgi_driver import body_messages, http_scope, receive_from
 from asgi_session_pin import Config, ConfigError, Gateway
 from asgi_session_pin.gateway.forwarding import has_body, target
 from asgi_session_pin.gateway.proxy import CONNECTIONS_IN_A_POOL, ReverseProxy, _Pools, create_gateway
+from behaviour_document import Section, case
 from servers import free_port, serve_app
 
 AS_IT_IS = {"server_header": False, "date_header": False, "proxy_headers": False}
@@ -89,6 +90,11 @@ UPSTREAM = Starlette(
 )
 
 
+@case(
+    Section.GATEWAY,
+    "any response: plain, streamed, compressed, HEAD, 204, 304, an error, a redirect",
+    "the bytes and the headers of a direct call, but for those of the connection",
+)
 def test_what_comes_back_is_what_a_direct_call_gets() -> None:
     cases = [("GET", "/plain"), ("HEAD", "/plain"), ("DELETE", "/plain"), ("POST", "/plain"), ("GET", "/none")]
     cases += [("GET", f"/coded/{coding}") for coding in CODED]
@@ -135,6 +141,11 @@ def answer_ok(connection: socket.socket) -> None:
     connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
 
 
+@case(
+    Section.GATEWAY,
+    "any request",
+    "reaches the upstream with the same target and headers, and `X-Forwarded-For`, `-Proto`, `-Host`",
+)
 def test_what_the_upstream_gets_is_what_the_client_sent() -> None:
     path = b"/a%2Fb//c/../d;e?x=%20&y=a+b&z=%zz"
     with socket_upstream(answer_ok) as (upstream, heads), gateway(f"{upstream}/base/") as client:
@@ -181,6 +192,12 @@ def error_of(response: httpx.Response) -> tuple[int, str, str]:
     return response.status_code, details["type"], details["code"]
 
 
+@case(
+    Section.GATEWAY,
+    "the upstream refuses, or breaks off before its first byte",
+    "502 in OpenAI's shape; only a connect is tried once more",
+)
+@case(Section.GATEWAY, "no answer within `gateway.read_timeout_seconds` (none by default)", "504")
 def test_an_upstream_that_refuses_is_a_502_and_one_that_is_silent_a_504() -> None:
     with gateway(f"http://127.0.0.1:{free_port()}") as client:
         assert error_of(client.post("/v1/chat/completions", json={})) == (502, "upstream_error", "upstream_unavailable")
@@ -205,6 +222,11 @@ SAYINGS = {
 }
 
 
+@case(
+    Section.GATEWAY,
+    "the upstream sends what is no HTTP",
+    "one of these; the log names exceptions, never what was sent",
+)
 @pytest.mark.parametrize("place", SAYINGS)
 def test_what_the_upstream_sent_in_place_of_http_is_in_no_log(
     place: str, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
@@ -230,6 +252,7 @@ async def test_a_request_that_cannot_be_forwarded_is_a_400() -> None:
     assert sent[0]["status"] == 400
 
 
+@case(Section.GATEWAY, "the upstream breaks off later", "the connection is cut")
 def test_an_upstream_that_breaks_off_cuts_the_connection() -> None:
     def break_off(connection: socket.socket) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf")
@@ -261,6 +284,7 @@ def test_an_upstream_that_closes_idle_connections_is_never_a_502() -> None:
         assert asyncio.run(ask_all(url)) == [[200] * 3] * 25
 
 
+@case(Section.GATEWAY, "the client leaves, while it sends, waits or reads", "the request to the upstream ends at once")
 def test_clients_that_leave_are_seen_by_the_upstream_at_once_and_leave_nothing_behind() -> None:
     left: list[float] = []
     streaming = 0
@@ -436,6 +460,7 @@ def _ask(url: str, request: bytes) -> bytes:
         return connection.makefile("rb").read()
 
 
+@case(Section.GATEWAY, "a websocket or a tunnel", "501")
 def test_tunnels_and_websockets_are_refused() -> None:
     with gateway(f"http://127.0.0.1:{free_port()}") as client:
         headers = {"connection": "upgrade", "upgrade": "WebSocket"}

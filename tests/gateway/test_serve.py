@@ -23,6 +23,7 @@ from starlette.routing import Route
 from asgi_session_pin.cli import main
 from asgi_session_pin.gateway.serve import bind
 from asgi_session_pin.gateway.worker import set_up_logging
+from behaviour_document import Section, case
 from servers import PATIENCE, free_port, serve_app, wait_until, wait_until_open, workers_of
 
 
@@ -77,6 +78,7 @@ UPSTREAM = Starlette(
 )
 
 
+@case(Section.GATEWAY, "SIGTERM", "streams that run are finished, if that takes no more than 25 s")
 def test_it_pins_in_front_of_an_upstream_and_finishes_its_streams_when_it_is_stopped(tmp_path: Path) -> None:
     config = tmp_path / "session_pin.yaml"
     config.write_text("routing: {session_ttl_seconds: 60}")
@@ -179,6 +181,12 @@ def wait_until_told(process: subprocess.Popen[str], text: str) -> None:
     assert not reader.is_alive()
 
 
+@case(
+    Section.GATEWAY,
+    "SIGHUP",
+    "new workers with the settings of the file as it is now; those that were there finish their streams, for an hour "
+    "at most. With `memory://` the pins begin anew",
+)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_sighup_brings_new_settings_and_ends_no_stream(workers: int, file: Path) -> None:
     file.write_text("gateway: {health_path: /old}")
@@ -230,6 +238,11 @@ def test_workers_end_with_the_process_over_them() -> None:
         wait_until(lambda: not any(Path(f"/proc/{worker}/exe").exists() for worker in workers))
 
 
+@case(
+    Section.GATEWAY,
+    "trailers, and an offer to upgrade to another protocol",
+    "the trailers are dropped, the offer is ignored, and the body arrives whole",
+)
 @pytest.mark.parametrize(
     "offer", [b"", b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMA\r\n"]
 )

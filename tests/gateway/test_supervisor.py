@@ -26,6 +26,7 @@ from asgi_session_pin.config import Gateway
 from asgi_session_pin.gateway.serve import bind
 from asgi_session_pin.gateway.supervisor import Supervisor
 from asgi_session_pin.gateway.worker import READY, Limits, Order, Service, run_worker
+from behaviour_document import Section, case
 from servers import PATIENCE, free_port, is_open, serve_app, wait_until, wait_until_open, workers_of
 
 NOWHERE = "http://127.0.0.1:9"
@@ -121,6 +122,7 @@ def test_the_limits_leave_nobody_in_30_seconds() -> None:
     assert Limits().uploads < Limits().streams < Limits().stop < 30
 
 
+@case(Section.GATEWAY, "a worker dies", "another one takes its place, with the settings that hold")
 def test_a_worker_that_dies_is_replaced(caplog: pytest.LogCaptureFixture) -> None:
     def client(port: int) -> None:
         assert get(port) == 200
@@ -181,6 +183,11 @@ def test_processes_that_cannot_be_made_for_a_while_are_made_later(
     assert "the settings stay as they are: ValueError" in caplog.text
 
 
+@case(
+    Section.GATEWAY,
+    "SIGHUP, and the file is bad or workers can't start with it",
+    "nothing changes, and the log says why",
+)
 def test_what_cannot_start_leaves_those_that_serve(caplog: pytest.LogCaptureFixture) -> None:
     def client(port: int) -> None:
         worker = workers().pop()
@@ -240,6 +247,11 @@ def test_the_next_settings_end_those_that_are_retired() -> None:
         assert supervise(client, service, lambda: NEW, Limits(streams=0.2)) == 0
 
 
+@case(
+    Section.GATEWAY,
+    "SIGTERM, and an upload hangs",
+    "it is cut after 10 s, and no process is left after 30 s, whatever hangs",
+)
 def test_sigterm_waits_for_no_upload_and_for_no_endless_stream() -> None:
     def client(port: int) -> None:
         with hanging_upload(port) as uploading:

@@ -20,6 +20,7 @@ from asgi_driver import (
     until,
 )
 from asgi_session_pin import Config, Limits, MemoryStore, Pin, PinEvent, Routing, SessionPinMiddleware, Store
+from behaviour_document import Section, case
 
 AUTO = {"model": "auto"}
 RESET: Header = (b"x-session-pin", b"reset")
@@ -96,6 +97,11 @@ def told(answers: list[Answer]) -> list[tuple[str | None, Any]]:
     return [(answer.pin_status, answer.json["model"]) for answer in answers]
 
 
+@case(
+    Section.SHARED_STORE,
+    "first requests in several processes",
+    "one is routed (`miss`), the others look for its decision (`wait`)",
+)
 async def test_one_process_decides_and_the_others_get_its_decision() -> None:
     store, router = SharedStore(), Router("a", "b", "c")
     tasks = [ask(app) for app in processes(router, store, 3) for _ in range(2)]
@@ -178,6 +184,7 @@ async def test_a_request_that_is_cancelled_anywhere_leaves_no_claim() -> None:
         await until(lambda: not store.claims)
 
 
+@case(Section.SHARED_STORE, "the process that decides fails", "another one decides")
 async def test_where_the_decision_fails_another_process_decides() -> None:
     store, router = SharedStore(), Router("b")
     router.failures = 1
@@ -208,6 +215,7 @@ async def test_the_next_request_of_the_same_process_takes_the_claim_over() -> No
     await until(lambda: not store.claims)
 
 
+@case(Section.SHARED_STORE, "it stands still", "the others go on when its claim ends, after `decision_wait_seconds`")
 async def test_a_process_that_stands_still_is_waited_for_until_its_claim_ends() -> None:
     store, router = SharedStore(), Router("a", "b")
     one, other = processes(router, store)

@@ -8,8 +8,10 @@ from asgi_session_pin.pins.table import PinTable
 from asgi_session_pin.stores import ResilientStore
 from asgi_session_pin.stores.local_copy import LocalCopy
 from asgi_session_pin.stores.resilient import StoreUnavailable
+from behaviour_document import Section, case
 
 
+@case(Section.PIN, "older than `session_max_age_seconds`", "decided afresh, used or not")
 async def test_a_pin_over_its_maximum_age_is_given_up_used_or_not() -> None:
     now = 1_000.0
     table = PinTable(MemoryStore(), max_age_seconds=60, now=lambda: now)

@@ -40,6 +40,7 @@ from asgi_session_pin import (
     get_session_pin,
 )
 from asgi_session_pin.pins.turns import Turn, Turns
+from behaviour_document import Section, case
 
 AUTO = {"model": "auto"}
 
@@ -79,6 +80,11 @@ def told(answers: list[Answer]) -> list[tuple[str | None, Any]]:
     return [(answer.pin_status, answer.json["model"]) for answer in answers]
 
 
+@case(
+    Section.PARALLEL,
+    "they ask for the same model in the same session",
+    "one is routed (`miss`), the others wait for its decision (`wait`)",
+)
 async def test_parallel_first_requests_wait_for_one_decision() -> None:
     gateway = Steps("a", "b")
     events: list[PinEvent] = []
@@ -109,6 +115,7 @@ async def test_other_sessions_and_other_models_do_not_wait() -> None:
     assert [answer.pin_status for answer in await asyncio.gather(*tasks)] == ["miss"] * 3
 
 
+@case(Section.PARALLEL, "the first one streams", "the others go on with its first event")
 async def test_a_stream_releases_the_others_with_its_first_event() -> None:
     gateway = Steps()
     go_on = asyncio.Event()
@@ -130,6 +137,7 @@ async def test_a_stream_releases_the_others_with_its_first_event() -> None:
     assert (await first).pin_status == "miss"
 
 
+@case(Section.PARALLEL, "a header or the app's router tells the model", "the others go on before any body")
 @pytest.mark.parametrize("how", ["stated", "header"])
 async def test_a_decision_that_is_known_at_the_start_releases_the_others_before_any_body(how: str) -> None:
     go_on = asyncio.Event()
@@ -170,6 +178,11 @@ async def fail_by_returning(send: Send) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": [JSON_TYPE]})
 
 
+@case(
+    Section.PARALLEL,
+    "the first one fails, or is cancelled",
+    "the next one decides, at its last message and not later",
+)
 @pytest.mark.parametrize("failure", [fail, fail_with_200, fail_by_raising, fail_by_returning])
 async def test_after_a_failure_the_next_one_decides(failure: Any) -> None:
     gateway = Steps("b", "c")
@@ -301,6 +314,11 @@ async def test_one_that_fails_after_somebody_else_decided_has_no_turn_to_pass_on
     assert app._pinning.turns._turns == {}
 
 
+@case(
+    Section.PARALLEL,
+    "its answer names no model",
+    "all go on at once, and none waits in this session until there is a decision",
+)
 @pytest.mark.parametrize("content", [b"{}", b'{"model":"auto"}', b"text"])
 async def test_where_an_answer_names_no_model_all_go_on_and_none_waits_again(content: bytes) -> None:
     gateway = Steps("b", "b", "b")
@@ -325,6 +343,11 @@ async def test_where_an_answer_names_no_model_all_go_on_and_none_waits_again(con
     assert (await call(app, AUTO, SESSION)).pin_status == "hit", "the later ones named a model"
 
 
+@case(
+    Section.PARALLEL,
+    "it takes longer than `decision_wait_seconds`",
+    "those that waited are routed too; nobody waits for it again; the first decision stays",
+)
 async def test_the_wait_ends_and_nobody_waits_for_that_one_again() -> None:
     gateway = Steps("late", "b", "c", "d")
     app = SessionPinMiddleware(gateway, config=Config(routing=Routing(decision_wait_seconds=0.02)))
@@ -376,6 +399,7 @@ async def test_decision_wait_seconds_0_never_waits() -> None:
     assert (await call(silent, AUTO, SESSION)).pin_status == "miss"
 
 
+@case(Section.PARALLEL, "bodies of more than `max_waiting_bytes` wait", "further requests are routed at once")
 async def test_beyond_max_waiting_bytes_requests_do_not_wait() -> None:
     gateway = Steps("a", "b")
     size = len(json.dumps(AUTO))
@@ -395,6 +419,7 @@ async def test_beyond_max_waiting_bytes_requests_do_not_wait() -> None:
     await asyncio.gather(*other)
 
 
+@case(Section.PARALLEL, "`X-Session-Pin: reset`", "does not wait")
 async def test_a_reset_does_not_wait() -> None:
     gateway = Steps("a", "b")
     app = SessionPinMiddleware(gateway)
@@ -430,6 +455,7 @@ async def test_a_store_that_fails_leaves_the_decision_to_those_that_wait() -> No
     assert told(await asyncio.gather(*tasks)) == [("miss", "a"), ("wait", "a"), ("wait", "a")]
 
 
+@case(Section.PARALLEL, "the app calls itself in its own session", "the inner call does not wait for the outer one")
 async def test_an_app_that_calls_itself_in_its_own_session_does_not_wait_for_itself() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         depth = int(dict(scope["headers"]).get(b"depth", b"0"))

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from asgi_session_pin.cli import main
 from asgi_session_pin.probe.litellm import MAX_ALIASES
+from behaviour_document import Section, case
 from fake_gateways import (
     DEPLOYMENTS,
     LARGE,
@@ -145,6 +146,11 @@ def test_each_step_is_told_as_it_begins(told: Told) -> None:
     assert told.error.endswith(" ".join(f"asgi-session-pin probe: {step}" for step in steps))
 
 
+@case(
+    Section.GATEWAY,
+    "`--upstream` ends with `/v1`, which requests begin with",
+    "it does not start, and says which URL is meant",
+)
 @pytest.mark.parametrize("command", [["serve"], ["probe", "--model", "auto"]])
 @pytest.mark.parametrize(
     ("base", "repeated", "meant"),

@@ -4,6 +4,7 @@ import pytest
 
 from asgi_driver import SESSION, Gateway, Header, call
 from asgi_session_pin import Config, MemoryStore, Pin, SessionPinMiddleware, Sessions
+from behaviour_document import Section, case
 
 
 class Recording(MemoryStore):
@@ -38,6 +39,7 @@ async def test_white_space_around_an_id_is_not_part_of_it() -> None:
     assert not await same_session([(b"x-session-id", b"a a")], [(b"x-session-id", b"aa")])
 
 
+@case(Section.SESSION, "the same id with another credential", "another session")
 @pytest.mark.parametrize(
     "name",
     [
@@ -64,6 +66,7 @@ async def test_parts_of_the_key_never_run_into_each_other() -> None:
     assert not await same_session(first, [SESSION, (b"x-tenant", b"c"), (b"x-user", b"ab")], sessions)
 
 
+@case(Section.SESSION, "`partition_by` without `model`", "one model for the whole session; one warning in the log")
 async def test_without_model_in_the_partition_a_session_has_one_model() -> None:
     gateway = Gateway("a")
     app = SessionPinMiddleware(gateway, config=Config(sessions=Sessions(partition_by=())))
@@ -72,6 +75,7 @@ async def test_without_model_in_the_partition_a_session_has_one_model() -> None:
     assert gateway.asked == ["auto", "a", "a"]
 
 
+@case(Section.SESSION, "the same id asking for another model", "a choice of its own, pinned apart")
 async def test_naming_another_model_is_a_choice_of_its_own() -> None:
     gateway = Gateway("routed")
     app = SessionPinMiddleware(gateway)

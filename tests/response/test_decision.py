@@ -8,6 +8,7 @@ from starlette.types import Receive, Scope, Send
 
 from asgi_driver import CHAT, DECISION, JSON_TYPE, SESSION, SSE_TYPE, Answer, Gateway, Header, call, read_body, respond
 from asgi_session_pin import Config, Limits, MemoryStore, Pin, SessionPinMiddleware
+from behaviour_document import Section, case
 
 TRACEPARENT: Header = (b"traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
 
@@ -38,6 +39,7 @@ async def decide(app: Any, *headers: Header, model: str = "auto") -> Answer:
 DECIDED = {"models": ["a", "b"], "route": None, "trace_id": "t1", "score": 0.5}
 
 
+@case(Section.DECISION_ENDPOINT, "miss", "the app's object with `session_id` and `pinned: false`")
 @pytest.mark.parametrize("cut", [0, 1, 20])
 async def test_a_miss_tells_the_session_and_that_it_is_not_pinned(cut: int) -> None:
     answer = await decide(SessionPinMiddleware(Router(DECIDED, cut=cut)), SESSION)
@@ -46,6 +48,11 @@ async def test_a_miss_tells_the_session_and_that_it_is_not_pinned(cut: int) -> N
     assert (answer.pin_status, answer.headers["x-session-pinned"]) == ("miss", "false")
 
 
+@case(
+    Section.DECISION_ENDPOINT,
+    "hit",
+    "the remembered object with `pinned: true` and a fresh `trace_id`; the app is not called",
+)
 async def test_a_hit_replays_the_decision_without_calling_the_app() -> None:
     router = Router(DECIDED)
     app = SessionPinMiddleware(router)
@@ -76,6 +83,7 @@ async def test_without_a_usable_traceparent_the_trace_id_is_random(traceparent: 
     assert all(len(id) == 32 and int(id, 16) for id in ids)
 
 
+@case(Section.DECISION_ENDPOINT, "the app has members of these names", "they stay on a miss")
 async def test_members_of_the_apps_own_stay_on_a_miss_and_ours_answer_on_a_hit() -> None:
     app = SessionPinMiddleware(Router({"model": "a", "pinned": None, "session_id": "own"}))
     assert (await decide(app, SESSION)).json == {"model": "a", "pinned": None, "session_id": "own"}
@@ -88,6 +96,11 @@ async def test_a_decision_that_names_its_model_in_a_header_is_remembered_whole()
     assert (await decide(app, SESSION)).json == {"route": "code", "session_id": "session-1", "pinned": True}
 
 
+@case(
+    Section.DECISION_ENDPOINT,
+    "the remembered object is over 8 KiB, or the pin was made by a completion",
+    "`model`, `session_id`, `pinned`",
+)
 async def test_a_decision_over_8_kib_is_remembered_by_its_model() -> None:
     app = SessionPinMiddleware(Router({"model": "a", "why": "x" * 9000}))
     assert len((await decide(app, SESSION)).json["why"]) == 9000
@@ -119,6 +132,7 @@ async def test_the_app_is_asked_for_an_answer_that_can_be_edited() -> None:
     assert encodings == [b"identity"]
 
 
+@case(Section.DECISION_ENDPOINT, "an invalid body", "the app judges it, pin or no pin")
 async def test_an_invalid_body_goes_to_the_app_even_where_a_pin_exists() -> None:
     router = Router(DECIDED, {"error": "bad"})
     app = SessionPinMiddleware(router)
@@ -128,6 +142,11 @@ async def test_an_invalid_body_goes_to_the_app_even_where_a_pin_exists() -> None
     assert answer.pin_status == "ignored; reason=body-not-json"
 
 
+@case(
+    Section.DECISION_ENDPOINT,
+    "an answer that can't be edited: an error, a stream, compressed, signed, too large",
+    "passes as it is",
+)
 @pytest.mark.parametrize(
     ("content", "headers", "status"),
     [
@@ -178,6 +197,7 @@ async def test_an_edited_answer_has_one_framing_header() -> None:
     assert "transfer-encoding" not in answer.headers
 
 
+@case(Section.DECISION_ENDPOINT, "the service answers, but not in JSON", "passes as it is; nothing is pinned")
 async def test_a_service_that_does_not_answer_in_json_is_not_pinned() -> None:
     for media_type in (SSE_TYPE, (b"content-type", b"text/plain")):
         chosen = (b"x-vsr-selected-model", b"a")

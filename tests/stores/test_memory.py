@@ -4,10 +4,12 @@ import pytest
 
 from asgi_driver import Clock
 from asgi_session_pin import MemoryStore, Pin
+from behaviour_document import Section, case
 
 A, B = Pin("a", 1.0), Pin("b", 1.0)
 
 
+@case(Section.PIN, "the table is full", "the least recently used pin goes")
 async def test_the_least_recently_used_pin_goes_first() -> None:
     store = MemoryStore(max_entries=2)
     await store.add(b"1", A)
@@ -17,6 +19,7 @@ async def test_the_least_recently_used_pin_goes_first() -> None:
     assert [await store.get(key) for key in (b"1", b"2", b"3")] == [A, None, A]
 
 
+@case(Section.PIN, "not used for `session_ttl_seconds`", "decided afresh")
 async def test_a_pin_lapses_at_the_very_end_of_its_time() -> None:
     clock = Clock()
     store = MemoryStore(ttl_seconds=10, sliding=False, timer=clock)

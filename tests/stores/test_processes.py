@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from behaviour_document import Section, case
 from redis_servers import redis_server
 
 PROCESSES = 4
@@ -37,10 +38,12 @@ def check(results: list[dict[str, Any]]) -> None:
     assert len([result for result in results if result["routed"]]) > 1, "several took part"
 
 
+@case(Section.SHARED_STORE, "four processes, 1,000 sessions", "one model for each, one request to the router")
 def test_four_processes_agree_on_sqlite(tmp_path: Path) -> None:
     check(ask_in_parallel(f"sqlite:///{tmp_path}/pins.db"))
 
 
+@case(Section.SHARED_STORE, "four processes, 1,000 sessions", "one model for each, one request to the router")
 def test_four_processes_agree_on_redis(tmp_path: Path) -> None:
     with redis_server(tmp_path) as server:
         check(ask_in_parallel(server.url))

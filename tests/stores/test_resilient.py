@@ -21,6 +21,7 @@ from asgi_session_pin.stores.resilient import (
     StoreUnavailable,
 )
 from asgi_session_pin.testing import CHECKS, SHARED_CHECKS, Check, StoreCase
+from behaviour_document import Section, case
 from cases import directory_case
 
 A, B, C = Pin("a", 1.0), Pin("b", 2.0), Pin("c", 3.0)
@@ -385,6 +386,7 @@ async def test_a_store_that_restarts_empty_learns_again_what_is_in_use(server: S
     assert await one.get(K) is None, "this miss is no loss"
 
 
+@case(Section.SHARED_STORE, "a pin is given up while it is out", "stays given up when it is back")
 async def test_pins_that_were_given_up_while_the_store_was_out_stay_so(server: Server, clock: Clock) -> None:
     one = replica(server, clock)
     for key in (K, L, M):

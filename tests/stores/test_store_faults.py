@@ -9,6 +9,7 @@ import pytest
 from asgi_driver import Answer, Gateway, Header, call
 from asgi_session_pin import Config, PinEvent, SessionPinMiddleware, Store
 from asgi_session_pin.stores.resilient import FAILURES_TO_REST, FIRST_REST_SECONDS
+from behaviour_document import Section, case
 from delaying_proxy import delaying_proxy
 from redis_servers import RedisServer, redis_server
 
@@ -60,6 +61,8 @@ async def test_replicas_agree(server: RedisServer) -> None:
     await close(one, other)
 
 
+@case(Section.SHARED_STORE, "it is killed", "`hit` from the copy; new sessions are routed and stay in their process")
+@case(Section.SHARED_STORE, "it comes back, empty", "replicas agree again, on the first decision that is told")
 async def test_a_killed_server_is_done_without_and_learns_what_it_missed(server: RedisServer) -> None:
     one, other = Replica(server.url, "a"), Replica(server.url, "b")
     assert await one.ask(1) == ("a-0", "miss")
@@ -79,6 +82,7 @@ async def test_a_killed_server_is_done_without_and_learns_what_it_missed(server:
     await close(one, other)
 
 
+@case(Section.SHARED_STORE, "it hangs", "three requests wait `store.timeout_seconds`, the next ones don't ask")
 async def test_a_frozen_server_costs_its_time_a_few_times_and_then_next_to_nothing(server: RedisServer) -> None:
     replica = Replica(server.url)
     assert await replica.ask() == ("a-0", "miss")
@@ -95,6 +99,7 @@ async def test_a_frozen_server_costs_its_time_a_few_times_and_then_next_to_nothi
     await close(replica)
 
 
+@case(Section.SHARED_STORE, "it hangs while many ask", "they wait at the same time")
 async def test_many_requests_at_the_freeze_wait_at_the_same_time(server: RedisServer) -> None:
     replica = Replica(server.url)
     sessions = range(50)
@@ -110,6 +115,7 @@ async def test_many_requests_at_the_freeze_wait_at_the_same_time(server: RedisSe
     await close(replica)
 
 
+@case(Section.SHARED_STORE, "connections are reset, or break off", "nothing of it")
 async def test_connections_that_are_reset_cost_nothing(server: RedisServer) -> None:
     replica = Replica(server.url)
     assert await replica.ask() == ("a-0", "miss")
@@ -119,6 +125,7 @@ async def test_connections_that_are_reset_cost_nothing(server: RedisServer) -> N
     await close(replica)
 
 
+@case(Section.SHARED_STORE, "it is full", "`hit` as before; new sessions stay in their process until there is room")
 async def test_a_full_server_still_answers_and_new_sessions_stay_in_their_process(tmp_path: Path) -> None:
     with redis_server(tmp_path, "--maxmemory-policy", "noeviction") as server:
         one, other = Replica(server.url, "a"), Replica(server.url, "b")
@@ -134,6 +141,7 @@ async def test_a_full_server_still_answers_and_new_sessions_stay_in_their_proces
         await close(one, other)
 
 
+@case(Section.SHARED_STORE, "the password is wrong", "as if it were out; the log does not have it")
 async def test_a_wrong_password_is_told_without_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with redis_server(tmp_path, "--requirepass", "right") as server:
         replica = Replica(server.url.replace("redis://", "redis://:hunter2@"))
@@ -145,6 +153,11 @@ async def test_a_wrong_password_is_told_without_it(tmp_path: Path, caplog: pytes
     assert "session-1" not in caplog.text
 
 
+@case(
+    Section.SHARED_STORE,
+    "it holds what is no pin, of whatever type",
+    "`miss`: that is deleted, and told once in the log; other sessions see nothing of it",
+)
 @pytest.mark.parametrize("command", [("SET", "no pin"), ("RPUSH", "a", "b")])
 async def test_a_value_that_is_no_pin_is_a_miss_for_its_session_and_nothing_for_others(
     server: RedisServer, command: tuple[str, ...], caplog: pytest.LogCaptureFixture
@@ -163,6 +176,7 @@ async def test_a_value_that_is_no_pin_is_a_miss_for_its_session_and_nothing_for_
     await close(one, other)
 
 
+@case(Section.SHARED_STORE, "the password is wrong", "as if it were out; the log does not have it")
 async def test_a_server_that_quotes_the_password_in_its_error_has_it_in_no_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -174,6 +188,7 @@ async def test_a_server_that_quotes_the_password_in_its_error_has_it_in_no_log(
     assert "hunter2" not in caplog.text
 
 
+@case(Section.SHARED_STORE, "the network is slow", "all calls before the app share `store.timeout_seconds`")
 async def test_over_a_slow_network_all_calls_before_the_app_share_one_time(server: RedisServer) -> None:
     with delaying_proxy(server.port) as proxy:
         replica = Replica(f"redis://127.0.0.1:{proxy.port}/0", timeout_seconds=0.3)

@@ -18,6 +18,7 @@ from asgi_driver import JSON_TYPE, SESSION, SSE_TYPE, Answer, Header, call, read
 from asgi_session_pin import Config, Limits, SessionPinMiddleware
 from asgi_session_pin.wire import compression
 from asgi_session_pin.wire.compression import open_decoder
+from behaviour_document import Section, case
 
 zstd = compression._zstd  # the standard library's, or its backport
 
@@ -103,6 +104,11 @@ async def pinned_by(body: list[bytes], *headers: Header, config: Config | None =
     return first, (await call(middleware, {"model": "auto"}, SESSION)).headers.get("x-session-model")
 
 
+@case(
+    Section.RESPONSE,
+    "compressed by gzip, deflate, br or zstd",
+    "looked at as a copy; the bytes are those of the app",
+)
 @each_coding
 @pytest.mark.parametrize("cut", [None, 7])
 async def test_a_compressed_json_response_names_its_model(coding: bytes, cut: int | None) -> None:
@@ -135,6 +141,7 @@ async def test_the_limit_counts_decoded_bytes() -> None:
         assert (await pinned_by([body], JSON_TYPE, (b"content-encoding", b"gzip"), config=config))[1] == expected
 
 
+@case(Section.RESPONSE, "a bomb of 300 MB in gzip", "passes as it is, in bounded memory")
 @pytest.mark.parametrize("layers", [1, 2])
 async def test_a_gzip_bomb_of_300_mb_costs_bounded_memory(layers: int) -> None:
     bomb = pack(300_000_000)
