@@ -3,7 +3,7 @@
 from .config import Config, ConfigError, Decisions, Endpoint, Failover, Gateway, Limits, Routing, Sessions, Store
 from .events import PinEvent
 from .middleware import SessionPinMiddleware
-from .pins.table import Pin
+from .pin import Pin
 from .session_pin import SessionPin, get_session_pin
 from .stores import ClaimingStore, MemoryStore, PinStore
 

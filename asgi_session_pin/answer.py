@@ -1,25 +1,65 @@
-"""The response to one request on its way to the client: it gets our headers and is looked at for its decision."""
+"""The answer to one request on its way to the client: it gets our headers and is looked at for the router's choice."""
 
-import math
+from collections import deque
 from collections.abc import Awaitable, Callable
+from enum import Enum
 from functools import lru_cache
 
-from starlette.types import Message, Send
+from starlette.requests import ClientDisconnect
+from starlette.types import Message
 
 from .exchange import Exchange
 from .log import Opaque
-from .request.body import PINNED
-from .response.reader import RESPONSE_HEADERS, ResponseReader
+from .outcome import count_failure, showed_late_failure
+from .request.scope import PINNED, share
+from .response.pieces import STREAMED, Framing
+from .response.reader import Reader, open_plain_reader, open_reader
+from .response.rules import RESPONSE_HEADERS
 from .wire.headers import Headers, header_name, without
 from .wire.messages import body_of
 
 JSON_TYPE = (b"content-type", b"application/json")
 PLAIN = {b"content-type", b"content-length"}
 NOT_PINNED = (b"x-session-pinned", b"false")
+LAST_MESSAGES = 8  # of a stream: an error, what ends the stream, and where these are cut
+
+Look = Callable[[Reader], Awaitable[None]]
+"""What follows from a look at a 2xx answer, before the message that ended it goes on."""
+
+
+class Stage(Enum):
+    """Where an answer is. An `Answer` takes the upper way; a `Guard` before it the lower one, until it passes it on.
+
+               2xx, its model is to be read             found, or the end
+    WAITING ───────────────────────────────▶ READING ─────────────────────▶ WATCHING, PASSING
+       │ │ └─ no 2xx, while others wait ───▶ ENDING ── the last message ──▶ PASSING
+       │ └─── nothing to look for ────────────────────────────────────────▶ PASSING
+       │
+       │       2xx                                 output
+       ├───────────────▶ HOLDING ─────────────────────────────────────────▶ WATCHING, PASSING
+       │                  │   └─ over 64 KiB, 1 s ─▶ LOOKING ── output ──▶ WATCHING, PASSING
+       │                  │ an error
+       └─ no 2xx ───────▶ FAILING ─ the app is done ─▶ the caller routes the request, or flushes
+                              └─ over 64 KiB, 1 s, nothing to route for ──▶ PASSING
+    """
+
+    WAITING = "waiting"  # nothing of it has come
+    READING = "reading"  # it goes on, and is looked at for its model
+    ENDING = "ending"  # it goes on; at its last message the next request leads
+    HOLDING = "holding"  # it is held back until it shows output
+    FAILING = "failing"  # it is a failure, held back until the app is done
+    FLUSHING = "flushing"  # what was held goes out; what comes now goes behind it
+    LOOKING = "looking"  # it goes on without having shown output
+    DROPPED = "dropped"  # another answer goes out instead
+    WATCHING = "watching"  # it goes on; its last messages are kept, to see whether it failed after all
+    PASSING = "passing"  # it goes on
+
+
+PASSING, WATCHING = Stage.PASSING, Stage.WATCHING  # looked up for each message
 
 
 @lru_cache(maxsize=1024)
-def told(status: bytes, reason: bytes | None, model: str | None) -> Headers:
+def response_headers(status: bytes, reason: bytes | None, model: str | None) -> Headers:
     """Return the headers that tell the client of its pin; they are shared, so never to be changed."""
     headers = [
         PINNED if status in (b"hit", b"wait") else NOT_PINNED,
@@ -35,131 +75,115 @@ class Answer(Opaque):
     """
 
     exchange: Exchange
-    server_send: Send
-    on_look: Callable[[ResponseReader], Awaitable[None]] | None = None  # what follows from a look at a 2xx answer
-    reader: ResponseReader | None = None
-    settled: bool = False
-    started: bool = False  # whether anything of it went to the client
-    ends: bool = False  # whether something is to be done at the last message
-    renews: bool = False  # whether its end counts as a use of the pin
-    watched: bool = False  # whether it is told how time passes
+    look: Look | None = None
+    stage: Stage = Stage.WAITING
+    reader: Reader | None = None
+    tells: bool = True  # whether the client gets our headers
+    watches: bool = True  # whether it is seen to it that a stream does not fail after all
+    last: deque[Message] | None = None
+    has_raised: bool = False
+    framing: Framing = Framing.NONE
 
     def send(self, message: Message) -> Awaitable[None]:
         """The app's `send`."""
-        if self.settled:
-            return self.server_send(message)
+        stage = self.stage
+        if stage is PASSING:
+            return self.exchange.send(message)
+        if stage is WATCHING:
+            self.last.append(message)  # type: ignore[union-attr]
+            return self.exchange.send(message)
         if message["type"] == "http.response.start":
-            return self.start(message)
+            return self._start(message)
         if message["type"] == "http.response.body":
-            reader = self.reader
-            if reader is not None:
-                reader.feed(body_of(message), message.get("more_body", False))
-                if reader.finished or (self.exchange.is_stated and self.exchange.learns):
-                    return self.settle(reader, message)
-            elif self.ends and not message.get("more_body"):
-                return self.end(message)
-        return self.server_send(message)
+            if self.reader is not None:
+                return self._read(self.reader, message)
+            if stage is Stage.ENDING and not message.get("more_body"):
+                self.stage = PASSING
+                self.exchange.runtime.pins.pass_turn(self.exchange.place())
+        return self.exchange.send(message)
 
-    async def returned(self) -> None:
-        """Do what is left when the app has returned."""
-        if self.renews and self.exchange.seconds_to_renewal() <= 0:
-            await self.exchange.end()
-
-    async def makes_up_for(self, error: Exception) -> bool:
-        """Tell whether the client gets another answer than what the app raised."""
+    def keeps(self, error: Exception) -> bool:
+        """Keep nothing back: what the app raised comes out."""
+        self.has_raised = not isinstance(error, OSError | ClientDisconnect)  # those are the client's leaving
         return False
 
-    async def leave(self) -> None:
-        """Leave nothing behind."""
-        self.close()
-        self.exchange.pass_turn()
-
-    def close(self) -> None:
-        """Watch the time no longer."""
-        if self.watched:
-            self.watched = False
-            self.exchange.pinning.ticker.forget(self)
-
-    def start(self, message: Message) -> Awaitable[None]:
-        """Open the response."""
+    async def done(self) -> None:
+        """Leave nothing behind: the app is done."""
         exchange = self.exchange
-        headers: Headers = message.get("headers", [])
-        if type(headers) is not list:  # apps also give iterators, which can be read once
-            headers = list(headers)
+        if self.last is not None and exchange.pin is not None:
+            raised = self.has_raised and not exchange.client_left
+            if raised or showed_late_failure(exchange, self.last, self.framing):
+                await count_failure(exchange)
+        if exchange.has_turn:
+            exchange.runtime.pins.pass_turn(exchange.place())
+
+    def _start(self, message: Message) -> Awaitable[None]:
+        exchange = self.exchange
+        headers = listed(message)
         if message["status"] // 100 != 2:
-            self.ends = exchange.turn is not None  # at its last message the next request decides
-            self.settled = not self.ends
-        elif self.on_look is not None:
-            rules = exchange.pinning.rules
-            reader: ResponseReader
-            if JSON_TYPE in headers and rules.plain.covers(map(header_name, headers)):
+            self.stage = Stage.ENDING if exchange.has_turn else PASSING
+            exchange.pin = None  # it is no use of it
+        elif self.look is None:
+            self.stage = PASSING
+        else:
+            rules = exchange.runtime.rules
+            if not exchange.streams and JSON_TYPE in headers and rules.plain.covers(map(header_name, headers)):
+                self.reader = reader = open_plain_reader(rules, headers, exchange.asked)
                 is_clean = True
-                self.reader = reader = rules.open_plain(headers, exchange.asked)
             else:
                 picked = rules.headers.pick(headers)
                 is_clean = RESPONSE_HEADERS.isdisjoint(picked)
-                self.reader = reader = rules.open_reader(picked, exchange.asked, exchange.decides)
+                self.reader = reader = open_reader(
+                    rules, picked, exchange.asked, streams=exchange.streams, whole=exchange.decides
+                )
                 if picked.keys() <= PLAIN:
                     rules.plain.learn(headers)
+            self.stage = Stage.READING
             if reader.finished or exchange.is_stated:
-                return self.settle(reader, {**message, "headers": headers})
-            return self.tell(message, headers, is_clean)
-        else:
-            self.settled = True
-            self.renew_late(JSON_TYPE in headers)
-        return self.tell(message, headers)
+                return self._settle(reader, {**message, "headers": headers})
+            return self._tell(message, headers, is_clean)
+        return self._tell(message, headers)
 
-    def tell(self, message: Message, headers: Headers, is_clean: bool = False) -> Awaitable[None]:
-        """Send the start of the response with our headers, and none of these names from anybody else."""
-        self.started = True
-        exchange = self.exchange
-        pinning = exchange.pinning
-        if not pinning.tells:
-            return self.server_send({**message, "headers": headers})
-        if not is_clean and not pinning.foreign.covers(map(header_name, headers)):
-            headers = without(headers, RESPONSE_HEADERS)
-            pinning.foreign.learn(headers)
-        headers = headers + told(exchange.status, exchange.reason, exchange.model)
-        return self.server_send({**message, "headers": headers})
+    def _read(self, reader: Reader, message: Message) -> Awaitable[None]:
+        reader.feed(body_of(message), message.get("more_body", False))
+        if reader.finished or (self.exchange.is_stated and self.exchange.learns):
+            return self._settle(reader, message)
+        return self.exchange.send(message)
 
-    async def settle(self, reader: ResponseReader, message: Message) -> None:
-        """Learn what there is to learn before the message that reveals it goes on."""
-        assert self.on_look is not None
-        await self.on_look(reader)
+    async def _settle(self, reader: Reader, message: Message) -> None:
+        """Draw the conclusion before the message goes on that allows it."""
+        assert self.look is not None
+        await self.look(reader)
         if reader.finished:
             self.reader = None
-            self.settled = not self.ends
+            self.stage = self._watch(reader)
         if message["type"] == "http.response.start":
-            self.renew_late()
-            return await self.tell(message, message["headers"])
-        if message.get("more_body"):
-            self.renew_late()
-        elif self.ends:
-            await self.exchange.end()
-        return await self.server_send(message)
+            return await self._tell(message, message["headers"])
+        return await self.exchange.send(message)
 
-    def renew_late(self, whole: bool = False) -> None:
-        """See to it that a pin's time starts again at the end of an answer that takes long; a *whole* one won't."""
-        self.renews = True
-        seconds = self.exchange.seconds_to_renewal()
-        if seconds <= 0:
-            self.ends = True
-            self.settled = False
-        elif not whole and seconds < math.inf:
-            self.watch()
+    def _watch(self, reader: Reader) -> Stage:
+        self.framing = reader.framing
+        if not self.watches or self.framing not in STREAMED:
+            return PASSING
+        self.last = deque(maxlen=LAST_MESSAGES)
+        return WATCHING
 
-    def watch(self) -> None:
-        """Have `on_tick` called from now on."""
-        if not self.watched:
-            self.watched = True
-            self.exchange.pinning.ticker.watch(self)
+    def _tell(self, message: Message, headers: Headers, is_clean: bool = False) -> Awaitable[None]:
+        """Send the start of the response with our headers, and none of these names from anybody else."""
+        exchange = self.exchange
+        runtime = exchange.runtime
+        if exchange.inner is not None:
+            share(exchange.inner, exchange.scope)
+        if not (self.tells and runtime.config.response_headers):
+            return exchange.send({**message, "headers": headers})
+        if not is_clean and not runtime.ours_absent.covers(map(header_name, headers)):
+            headers = without(headers, RESPONSE_HEADERS)
+            runtime.ours_absent.learn(headers)
+        headers = headers + response_headers(exchange.status, exchange.reason_now(), exchange.model)
+        return exchange.send({**message, "headers": headers})
 
-    def on_tick(self) -> None:
-        """Look at how long it takes."""
-        self.renew_late()
 
-    async def end(self, message: Message) -> None:
-        """Do what is due before the last message goes on."""
-        self.settled = True
-        await self.exchange.end()
-        await self.server_send(message)
+def listed(message: Message) -> Headers:
+    """Return the headers of a response as a list: apps also give iterators, which can be read once."""
+    headers: Headers = message.get("headers", [])
+    return headers if type(headers) is list else list(headers)

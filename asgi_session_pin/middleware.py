@@ -2,8 +2,9 @@
 
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from time import monotonic
 from typing import Any
 
@@ -14,20 +15,20 @@ from .config import Config, Endpoint, source_name
 from .config.patterns import Patterns
 from .events import Listener
 from .exchange import Exchange
-from .handling import handle, handle_observed
-from .pinning import Pinning
-from .pins.health import LOOK_EVERY, Health
+from .handle import handle, handle_observed
+from .hold_timer import HoldTimer
+from .log import Warnings
+from .pins.health import Health
 from .pins.table import PinTable
-from .pins.turns import Turns
-from .request.body import CONTROL_HEADERS, HEADER_NAMES, SCOPE_KEY, SIGV4, UNUSUAL_HEADERS
+from .request.scope import CONTROL_HEADERS, HEADER_NAMES, SCOPE_KEY, SIGV4, UNUSUAL_HEADERS
 from .request.session import AskedModel, SessionReader
-from .response.reader import DecisionRules
+from .response.rules import ModelRules
+from .runtime import Runtime
 from .stores import MemoryStore, PinStore, make_resilient, open_store
-from .ticker import Ticker
-from .warnings import Warnings
-from .wire.headers import HeaderPicker, NameMemory, header_name, without
+from .wire.headers import HeaderPicker, NameMemory, without
+from .workers import count_workers
 
-LONGEST_LEASE_SECONDS = 30  # a process that dies while it decides holds the others up for no longer
+_STORE_FAILED = "the pin store failed; requests go on with the pins that this process knows"
 
 
 class SessionPinMiddleware:
@@ -40,6 +41,7 @@ class SessionPinMiddleware:
       `sessions.sources`. If it raises, that is logged and the request has no session.
     - *listeners*: each is called with a `PinEvent` when the app is done with a request that had a session. What they
       raise is logged and goes no further.
+    - *clock*: tells seconds that only go forward, so that tests need not sleep; None: `time.monotonic`.
 
     Raises ConfigError for a configuration that can't be used, TypeError for another argument that can't work: a *store*
     without the methods of one, *listeners* that are no list, an async function. Nothing is connected here and no event
@@ -54,8 +56,10 @@ class SessionPinMiddleware:
         store: PinStore | None = None,
         session_id: Callable[[Scope], str | None] | None = None,
         listeners: Iterable[Listener] = (),
+        clock: Callable[[], float] | None = None,
     ) -> None:
         settings = Config.load(config)
+        clock = clock or monotonic
         routing = settings.routing
         listeners = read_listeners(listeners)
         if session_id is not None:
@@ -63,51 +67,41 @@ class SessionPinMiddleware:
         if store is not None:
             check_store(store)
         self.app = app
-        sources = settings.sessions.sources if session_id is None else ()
-        self._sessions = SessionReader(settings.sessions, sources)
+        self._sessions = SessionReader(settings.sessions, settings.sessions.sources if session_id is None else ())
         self._call_session_id = session_id
         self._headers = HeaderPicker(HEADER_NAMES | self._sessions.header_names)
-        self._by_headers = session_id is None and not self._sessions.reads_bodies  # which alone tell the session
-        self._without_session = NameMemory()
-        self._had_session = False
         self._endpoints = [(Patterns([endpoint.path]), endpoint) for endpoint in settings.endpoints]
         self._endpoint = lru_cache(maxsize=256)(self._find_endpoint)
-        opened = open_store(settings, source_name(config)) if store is None else store
-        watches = bool(listeners) or routing.session_max_age_seconds is not None
-        table = PinTable(
-            opened,
-            make_resilient(opened, settings, monotonic),
-            ttl_seconds=routing.session_ttl_seconds,
-            max_age_seconds=routing.session_max_age_seconds,
-            lease_seconds=min(routing.decision_wait_seconds, LONGEST_LEASE_SECONDS),
-        )
-        self._pinning = Pinning(
+        opened = open_store(settings, source_name(config), clock) if store is None else store
+        is_watched = bool(listeners) or routing.session_max_age_seconds is not None
+        warn = Warnings(clock)
+        self._runtime = Runtime(
             app=app,
             config=settings,
             sessions=self._sessions,
-            rules=DecisionRules(settings),
+            rules=ModelRules(settings),
             is_routed=_routed_models(routing.router_models),
-            table=table,
-            find=opened.find if type(opened) is MemoryStore and not watches else None,
-            turns=Turns(
-                wait_seconds=routing.decision_wait_seconds,
-                max_bytes=settings.limits.max_waiting_bytes,
-                on_end=table.release,
+            pins=PinTable(
+                opened,
+                make_resilient(opened, settings, clock),
+                settings,
+                on_failure=partial(warn.failed, _STORE_FAILED),
+                timer=clock,
             ),
-            health=Health(settings, monotonic, look_every=1 if listeners else LOOK_EVERY),
-            ticker=Ticker(),
-            timer=monotonic,
-            renew_after=routing.session_ttl_seconds / 10 if routing.session_ttl_sliding else math.inf,
-            warn=Warnings(settings),
+            find=opened.find if type(opened) is MemoryStore and not is_watched else None,
+            health=Health(settings, clock, compares_all=bool(listeners)),
+            hold_timer=HoldTimer(),
+            warn=warn,
             listeners=listeners,
+            timer=clock,
+            renew_after=routing.session_ttl_seconds / 10 if routing.session_ttl_sliding else math.inf,
             max_request_bytes=settings.limits.max_request_bytes,
-            tells=settings.response_headers,
-            foreign=NameMemory(),
+            ours_absent=NameMemory(),
         )
         if type(opened) is not MemoryStore:
-            self._pinning.warn.guessable()
+            _warn_of_guessable_ids(settings, warn)
         elif store is None:
-            self._pinning.warn.workers()
+            _warn_of_workers(warn)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -116,7 +110,7 @@ class SessionPinMiddleware:
                 if endpoint is not None and SCOPE_KEY not in scope:  # where it is, an outer instance is at work
                     exchange = self._open(endpoint, scope, receive, send)
                     if exchange is not None:
-                        return await (handle_observed(exchange) if self._pinning.listeners else handle(exchange))
+                        return await (handle_observed(exchange) if self._runtime.listeners else handle(exchange))
                     scope[SCOPE_KEY] = None
                     try:
                         return await self.app(scope, receive, send)
@@ -132,15 +126,9 @@ class SessionPinMiddleware:
         headers = scope.get("headers", ())
         if type(headers) is not list:  # servers also give iterators
             headers = scope["headers"] = list(headers)
-        # One set operation settles requests without a session. It is wasted on those with one, which come in runs.
-        if self._by_headers and not self._had_session and self._without_session.covers(map(header_name, headers)):
-            return None
         picked = self._headers.pick(headers)
         session_id = self._sessions.find_id(picked) if self._call_session_id is None else self._ask_for_id(scope)
-        self._had_session = session_id is not None
         if session_id is None and not self._sessions.reads_bodies and CONTROL_HEADERS.isdisjoint(picked):
-            if self._by_headers:
-                self._without_session.learn(headers)
             return None
         unusual = (
             not UNUSUAL_HEADERS.isdisjoint(picked)
@@ -149,8 +137,7 @@ class SessionPinMiddleware:
         )
         if unusual:
             headers = without(headers, CONTROL_HEADERS)
-        decides = endpoint.kind == "decision"
-        return Exchange(self._pinning, endpoint, scope, receive, send, headers, picked, unusual, session_id, decides)
+        return Exchange(self._runtime, endpoint, scope, receive, send, headers, picked, unusual, session_id)
 
     def _ask_for_id(self, scope: Scope) -> bytes | None:
         assert self._call_session_id is not None
@@ -158,12 +145,12 @@ class SessionPinMiddleware:
             session_id = self._call_session_id(scope)
             return None if session_id is None else self._sessions.use(session_id)
         except Exception:
-            self._pinning.warn.failed("the session_id callable failed; requests go on without a session")
+            self._runtime.warn.failed("the session_id callable failed; requests go on without a session")
             return None
 
     async def aclose(self) -> None:
         """Close the store, also one that was given as *store*. Lifespan does it, but never reaches inside a `Mount`."""
-        await self._pinning.table.aclose()
+        await self._runtime.pins.aclose()
 
     async def forget(
         self, session_id: str, *, headers: Mapping[str, str] | None = None, model: str | None = None
@@ -174,7 +161,7 @@ class SessionPinMiddleware:
         *model* is the model that they ask for. Raises what the store raises.
         """
         pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in (headers or {}).items()]
-        return await self._pinning.table.forget(
+        return await self._runtime.pins.forget(
             self._sessions.key(self._sessions.use(session_id), self._headers.pick(pairs), model)
         )
 
@@ -199,3 +186,22 @@ def _routed_models(patterns: tuple[str, ...]) -> Callable[[AskedModel], bool] | 
         return None
     routed = Patterns(patterns)
     return lambda asked: asked is None or (isinstance(asked, str) and routed.match(asked))
+
+
+def _warn_of_guessable_ids(config: Config, warn: Warnings) -> None:
+    sessions = config.sessions
+    if sessions.secret is None and all(part == "model" for part in sessions.partition_by):
+        warn.once(
+            "guessable",
+            "sessions.partition_by has no credential: whoever can read the pins' shared store can find out which "
+            "session ids it holds, if these can be guessed; set sessions.secret, the same in all processes",
+        )
+
+
+def _warn_of_workers(warn: Warnings) -> None:
+    if count_workers(sys.argv, os.environ.get("WEB_CONCURRENCY", "")) > 1:
+        warn.once(
+            "workers",
+            "store.url is memory:// and the server runs several workers: each one has its own pins, so a session "
+            "can get a model for each of them",
+        )

@@ -4,7 +4,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
 from .exchange import Exchange
-from .request.body import SCOPE_KEY
+from .request.scope import SCOPE_KEY
 
 
 class SessionPin:

@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from .pins.table import NamedModel, Pin
+from .pin import NamedModel, Pin
 from .stores.base import ClaimingStore, PinStore
 
 __all__ = ["CHECKS", "CLAIM_CHECKS", "SHARED_CHECKS", "StoreCase"]

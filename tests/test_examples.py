@@ -14,12 +14,11 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from openai import NotFoundError, OpenAI
-from test_serve import serving
 
 from asgi_session_pin import SessionPinMiddleware
 from asgi_session_pin.cli import main
 from asgi_session_pin.demo import STEPS
-from servers import free_port, serve_app, serve_script
+from servers import free_port, serve_app, serve_script, serving
 
 FASTAPI_PROXY = Path(__file__).parent.parent / "examples" / "fastapi_proxy.py"
 CLAUDE = "anthropic/claude-sonnet-4-20250514"

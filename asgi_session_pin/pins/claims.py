@@ -1,56 +1,42 @@
-"""One decision for parallel first requests in several processes: who has the claim decides, the others look for it."""
+"""One choice for parallel first requests in several processes: who has the claim leads, the others look for a pin."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from random import uniform
 
-from ..exchange import Exchange
-from .table import Pin
+from ..pin import Pin
+from .slot import Slot
 
 # A look is two round trips. Routers decide within milliseconds, but gateways tell with the model's first words.
 FIRST_DELAY_SECONDS = 0.01
 LONGEST_DELAY_SECONDS = 0.25
 
 
-async def claim(exchange: Exchange, size: int) -> Pin | None:
-    """With the turn in hand, get the claim too, or the decision that another process comes to meanwhile.
+async def claim_or_find(
+    slot: Slot,
+    *,
+    claim: Callable[[], Awaitable[bool]],
+    look_up: Callable[[], Awaitable[Pin | None]],
+    timer: Callable[[], float],
+    waits_until: float,
+    may_wait: bool,
+) -> Pin | None:
+    """With the turn in hand, get the claim too, or the pin that another process comes to meanwhile.
 
-    Without either the request goes to the router: after `routing.decision_wait_seconds`, where the store fails, or
-    where bodies, of which this one has *size* bytes, take all the room for those that wait. The claim goes with the
-    turn, and is given back with it.
+    Without either the request goes to the router: at *waits_until* on the timer, or at once if it may not wait.
     """
-    pinning = exchange.pinning
-    pin = None
-    try:
-        pin = await _claim_or_wait(exchange, size)
-        exchange.used = pinning.timer()
-    except Exception:
-        exchange.store_failed()
-    except BaseException:
-        exchange.pass_turn()
-        raise
-    if pin is not None:
-        exchange.status = b"wait" if exchange.waited_seconds else b"hit"
-        pinning.turns.decided(exchange.key, pin)
-        exchange.turn = None
-    return pin
-
-
-async def _claim_or_wait(exchange: Exchange, size: int) -> Pin | None:
-    pinning, key, table = exchange.pinning, exchange.key, exchange.pinning.table
-    started = pinning.timer() - exchange.waited_seconds
-    waits_until = started + pinning.config.routing.decision_wait_seconds
+    started = timer() - slot.waited_seconds
     delay = FIRST_DELAY_SECONDS
-    with pinning.turns.holding(size) as there_is_room:
-        while True:
-            claimed = await exchange.timed(table.claim(key, exchange.until()))
-            if exchange.resets:
-                return None
-            # Also with the claim: somebody may have decided since this request looked.
-            pin = await exchange.timed(table.look_up(key, exchange.until()))
-            left = waits_until - pinning.timer()
-            if pin is not None or claimed or left <= 0 or not there_is_room:
-                return pin
-            pause = min(uniform(delay / 2, delay), left)  # noqa: S311  # it spreads the load, and keeps no secret
-            await asyncio.sleep(pause)
-            exchange.waited_seconds = pinning.timer() - started
-            delay = min(2 * delay, LONGEST_DELAY_SECONDS)
+    while True:
+        claimed = await claim()
+        if slot.resets:
+            return None
+        # Also with the claim: somebody may have chosen since this request looked.
+        pin = await look_up()
+        left = waits_until - timer()
+        if pin is not None or claimed or left <= 0 or not may_wait:
+            return pin
+        pause = min(uniform(delay / 2, delay), left)  # noqa: S311  # it spreads the load, and keeps no secret
+        await asyncio.sleep(pause)
+        slot.waited_seconds = timer() - started
+        delay = min(2 * delay, LONGEST_DELAY_SECONDS)

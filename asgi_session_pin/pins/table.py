@@ -1,165 +1,120 @@
-"""Pins: which model a session is on."""
-
-from __future__ import annotations
+"""The pins of a middleware: which one is in force for a session, and who leads where there is none."""
 
 import math
-import re
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
-import msgspec
-
+from ..config import Config
 from ..log import logger
+from ..pin import Pin
+from ..stores import PinStore, ResilientStore
+from .claims import claim_or_find
+from .slot import Slot
+from .turns import Turn, Turns
 
-if TYPE_CHECKING:
-    from ..stores import PinStore, ResilientStore
-
-is_model_name = re.compile(r"[\x21-\x7e]{1,256}").fullmatch
-"""Matches what can be sent as a model and shown in a header: visible ASCII of a usual length."""
-
-
-class NamedModel(NamedTuple):
-    """What a response names as its model.
-
-    - `name`: as it is written there.
-    - `model`: what it means, after aliases and without the date of a snapshot; None if it can't be a decision.
-    - `source`: where it was found, as in `decisions.sources`.
-    - `kind`: of the response: `json`, `events` or None.
-    """
-
-    name: str
-    model: str | None
-    source: str
-    kind: str | None
-
-
-class Pin(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """A routing decision that is kept.
-
-    - `model`: the name to send to the gateway.
-    - `created`: when it was decided, in seconds of the wall clock.
-    - `decision`: the JSON object by which a decision endpoint stated it, if it did.
-    - `answered`: what the response that decided it named, to compare later ones with; None if it tells nothing.
-    """
-
-    model: str
-    created: float
-    decision: bytes | None = None
-    answered: NamedModel | None = None
-
-    def encode(self) -> bytes:
-        """Return the pin as bytes (MessagePack), for a store to keep; equal pins give equal bytes."""
-        return _encode(self)
-
-    @staticmethod
-    def decode(data: bytes) -> Pin:
-        """Return the pin that `encode` made these bytes of; raises ValueError for any others."""
-        pin = _decode(data)
-        if not is_pin(pin):
-            raise ValueError("a model that can't be sent, or no time")
-        return pin
-
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Pin).decode
-
-
-def is_pin(value: object) -> TypeGuard[Pin]:
-    """Tell whether *value* is a pin that can be used: whoever makes one in Python may put anything into its fields."""
-    return (
-        isinstance(value, Pin)
-        and type(value.created) in (float, int)
-        and math.isfinite(value.created)
-        and type(value.model) is str
-        and is_model_name(value.model) is not None
-        and (value.decision is None or type(value.decision) is bytes)
-        and (value.answered is None or type(value.answered) is NamedModel)
-    )
+LONGEST_LEASE_SECONDS = 30  # a process that dies while it leads holds the others up for no longer
 
 
 class PinTable:
-    """The pins of a middleware: looks them up and keeps the first decision of each session.
+    """Looks pins up, keeps the first choice of each session, and gives pins up.
 
     - *store*: where they are.
-    - *shared*: the same store made resilient, if other processes use it too. Its failures are raised.
+    - *shared*: the same store made resilient, if other processes use it too.
+    - *on_failure*: called where the store failed. But for `forget` no failure of it is raised: the request goes on with
+      what this process knows.
+    - *timer* is monotonic, *now* the wall clock, both in seconds.
     """
 
     def __init__(
         self,
         store: PinStore,
-        shared: ResilientStore | None = None,
+        shared: ResilientStore | None,
+        config: Config,
         *,
-        ttl_seconds: float = 600,
-        max_age_seconds: float | None = None,
-        lease_seconds: float = 5,
+        on_failure: Callable[[], None],
+        timer: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
+        routing = config.routing
         self._store = store if shared is None else shared
         self._shared = shared
-        self._ttl = ttl_seconds
-        self._max_age = math.inf if max_age_seconds is None else max_age_seconds
+        self._on_failure = on_failure
+        self._timer = timer
         self.now = now
-        """The wall clock, in seconds."""
-        self.record: Callable[[bytes, Pin], Awaitable[Pin]] = self._store.add
-        """Keep a decision and return the pin in force, which is another one if somebody decided before."""
-        self._lease = lease_seconds
-        self.can_claim = shared is not None and shared.can_claim
-        """Whether other processes can be kept from deciding for the same session."""
+        self._ttl = routing.session_ttl_seconds
+        self._max_age = math.inf if routing.session_max_age_seconds is None else routing.session_max_age_seconds
+        self._wait_seconds = routing.decision_wait_seconds
+        self._lease = min(routing.decision_wait_seconds, LONGEST_LEASE_SECONDS)
+        self._timeout = config.store.timeout_seconds
+        self._can_claim = shared is not None and shared.can_claim
+        self._turns = Turns(
+            wait_seconds=routing.decision_wait_seconds,
+            max_bytes=config.limits.max_waiting_bytes,
+            on_end=self._release,
+        )
 
-    async def look_up(self, key: bytes, until: float | None = None) -> Pin | None:
-        """Return the pin in force for a key; one that is over its maximum age is given up.
+    async def find_or_lead(self, slot: Slot, *, is_absent: bool = False) -> Pin | None:
+        """Return the pin in force. None: this request leads, and has the turn if others may wait for its choice.
 
-        A shared store has time *until* then; None: as the settings say.
+        With *is_absent* it is known that there is no pin now.
         """
-        pin = await (self._store.get(key) if self._shared is None else self._shared.get(key, until))
-        if pin is not None and self._is_over(pin):
-            await self.give_up(key, pin, until)
-            return None
+        choices = self._turns.choices
+        pin = None if is_absent else await self._look_up(slot)
+        if pin is not None and slot.is_void(pin):
+            await self._unpin(slot, pin, self._until(slot))
+            pin = None
+        if pin is not None:
+            return pin
+        slot.turn = self._turns.take(slot.key)
+        if slot.turn is None:
+            if slot.resets:
+                return None
+            pin = await self._wait(slot)
+        elif self._turns.choices != choices and not self._can_claim:
+            pin = await self._leading(slot, self._look_up(slot))  # somebody chose while the store was asked
+        if slot.turn is not None and self._shared is not None and self._can_claim:
+            pin = await self._claim(slot, self._shared)
         return pin
 
-    def recall(self, key: bytes) -> Pin | None:
-        """Return the pin that this process knows, for when a shared store does not answer."""
-        assert self._shared is not None
-        pin = self._shared.recall(key)
-        if pin is not None and self._is_over(pin):
-            self._shared.void(key)
-            return None
+    async def record(self, slot: Slot, pin: Pin) -> Pin:
+        """Keep a choice, and tell those that wait; return the pin in force, another one if somebody chose before."""
+        try:
+            pin = await slot.timed(self._store.add(slot.key, pin))
+        except Exception:
+            self._failed(slot)
+            pin = self._recall(slot) or pin
+        self._turns.chosen(slot.key, pin)
+        slot.turn = None
         return pin
 
-    def void(self, key: bytes) -> None:
-        """Give up the pin of *key*, whichever it is, while a shared store does not answer."""
-        assert self._shared is not None
-        self._shared.void(key)
+    def unnamed(self, slot: Slot) -> None:
+        """Let everybody who waits go on: the answer named no model, and the next one would not either."""
+        self._turns.unnamed(slot.key)
+        slot.turn = None
 
-    def _is_over(self, pin: Pin) -> bool:
-        return self.now() - pin.created > self._max_age
+    def pass_turn(self, slot: Slot) -> None:
+        """Let the next request lead."""
+        if slot.turn is not None:
+            self._turns.pass_on(slot.key, slot.turn)
+            slot.turn = None
 
-    async def renew(self, key: bytes, pin: Pin, seconds: float) -> None:
+    async def unpin(self, slot: Slot, pin: Pin) -> None:
+        """Give a pin up, if it still is in force."""
+        await self._unpin(slot, pin, None)
+
+    async def renew(self, slot: Slot, pin: Pin, seconds: float) -> None:
         """Start the time of a sliding pin again after an answer of so many *seconds*, in which it may have lapsed."""
-        if await self._store.get(key) is None and seconds >= self._ttl:
-            await self._store.add(key, pin)
-
-    def give_up(self, key: bytes, pin: Pin, until: float | None = None) -> Awaitable[bool]:
-        """Give *pin* up, if it still is the one in force; tell whether it was. *until* as for `look_up`."""
-        return self._store.discard(key, pin) if self._shared is None else self._shared.discard(key, pin, until)
-
-    def has_claim(self, key: bytes) -> bool:
-        """Tell whether this process keeps others from deciding for a session."""
-        return self._shared is not None and self._shared.has_claim(key)
-
-    async def claim(self, key: bytes, until: float | None = None) -> bool:
-        """Keep other processes from deciding for a session; tell whether that is so, and not the other way round."""
-        assert self._shared is not None
-        return await self._shared.claim(key, self._lease, until)
-
-    def release(self, key: bytes) -> None:
-        """Let other processes decide again."""
-        if self._shared is not None:
-            self._shared.release(key)
+        try:
+            if await slot.timed(self._store.get(slot.key)) is None and seconds >= self._ttl:
+                await slot.timed(self._store.add(slot.key, pin))
+        except Exception:
+            self._failed(slot)
 
     async def forget(self, key: bytes) -> bool:
-        """Give the pin up, whichever it is; tell whether there was one. Where the store fails, it is done later."""
+        """Give the pin up, whichever it is; tell whether there was one. Where the store fails, it is done later.
+
+        Raises what the store raises.
+        """
         try:
             pin = await self._store.get(key)
             return pin is not None and await self._store.discard(key, pin)
@@ -174,3 +129,104 @@ class PinTable:
             await self._store.aclose()
         except Exception:
             logger.exception("the pin store could not be closed")
+
+    async def _look_up(self, slot: Slot) -> Pin | None:
+        """Return the pin in force; if the store does not say, the one that this process knows."""
+        try:
+            return await slot.timed(self._ask(slot))
+        except Exception:
+            self._failed(slot)
+            if slot.resets and self._shared is not None:
+                self._shared.void(slot.key)
+            return self._recall(slot)
+
+    async def _ask(self, slot: Slot) -> Pin | None:
+        until = self._until(slot)
+        pin = await (self._store.get(slot.key) if self._shared is None else self._shared.get(slot.key, until))
+        if pin is not None and self._is_too_old(pin):
+            await self._discard(slot, pin, until)
+            return None
+        return pin
+
+    def _recall(self, slot: Slot) -> Pin | None:
+        """Return the pin that this process knows, for when a shared store does not answer."""
+        if self._shared is None:
+            return None
+        pin = self._shared.recall(slot.key)
+        if pin is not None and self._is_too_old(pin):
+            self._shared.void(slot.key)
+            return None
+        return pin
+
+    def _is_too_old(self, pin: Pin) -> bool:
+        return self.now() - pin.created > self._max_age
+
+    async def _wait(self, slot: Slot) -> Pin | None:
+        """Wait for the choice that another request is getting, or for the turn to get it."""
+        started = self._timer()
+        outcome = await self._turns.wait(slot.key, slot.size)
+        slot.waited_seconds = self._timer() - started
+        if isinstance(outcome, Turn):
+            slot.turn = outcome
+            return None
+        slot.has_waited = outcome is not None
+        return outcome
+
+    async def _claim(self, slot: Slot, shared: ResilientStore) -> Pin | None:
+        if shared.has_claim(slot.key):
+            return None
+        with self._turns.holding(slot.size) as there_is_room:
+            found = claim_or_find(
+                slot,
+                claim=lambda: slot.timed(shared.claim(slot.key, self._lease, self._until(slot))),
+                look_up=lambda: slot.timed(self._ask(slot)),
+                timer=self._timer,
+                waits_until=self._timer() - slot.waited_seconds + self._wait_seconds,
+                may_wait=there_is_room,
+            )
+            pin = await self._leading(slot, found)
+        slot.has_waited = pin is not None and slot.waited_seconds > 0
+        return pin
+
+    async def _leading(self, slot: Slot, finding: Awaitable[Pin | None]) -> Pin | None:
+        """Look for a pin with the turn in hand; a pin ends the turn, and so does a cancellation."""
+        try:
+            pin = await finding
+        except Exception:
+            self._failed(slot)
+            return None
+        except BaseException:
+            self.pass_turn(slot)
+            raise
+        if pin is not None:
+            self._turns.chosen(slot.key, pin)
+            slot.turn = None
+        return pin
+
+    async def _unpin(self, slot: Slot, pin: Pin, until: float | None) -> None:
+        try:
+            await slot.timed(self._discard(slot, pin, until))
+        except Exception:
+            self._failed(slot)
+
+    def _discard(self, slot: Slot, pin: Pin, until: float | None) -> Awaitable[bool]:
+        if self._shared is None:
+            return self._store.discard(slot.key, pin)
+        return self._shared.discard(slot.key, pin, until)
+
+    def _until(self, slot: Slot) -> float | None:
+        """Return when the time is over that the store has before the app; None: the request waits, each call has it."""
+        if slot.waited_seconds:
+            return None
+        if slot.until is None:
+            slot.until = self._timer() + self._timeout
+        return slot.until
+
+    def _failed(self, slot: Slot) -> None:
+        slot.failed = True
+        self._on_failure()
+
+    def _release(self, key: bytes) -> None:
+        """Let other processes lead again."""
+        if self._shared is not None:
+            self._shared.release(key)

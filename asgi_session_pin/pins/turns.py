@@ -1,4 +1,4 @@
-"""One decision for parallel first requests: one of them goes to the router, the others wait for what it decides."""
+"""One choice for parallel first requests: one of them goes to the router, the others wait for what it chooses."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
+from cachetools import LRUCache
+
 from ..log import Opaque
-from .recent import Recent
-from .table import Pin
+from ..pin import Pin
+
+MAX_REMEMBERED = 10_000
 
 
 class Turn(Opaque):
-    """The right to decide for a session, and those that wait for the decision."""
+    """The right to lead for a session, and those that wait for the choice."""
 
     waiting: deque[Outcome] | None = None
     ran_out: bool = False  # somebody waited in vain
@@ -25,23 +28,28 @@ _current: ContextVar[Turn | None] = ContextVar("current_turn", default=None)
 
 
 class Turns:
-    """Gives turns, and takes them back. Waiting is this process's own affair."""
+    """Gives turns, and takes them back. Waiting is this process's own affair, and that of one event loop at a time."""
 
     def __init__(
         self, *, wait_seconds: float, max_bytes: int, on_end: Callable[[bytes], None] = lambda key: None
     ) -> None:
         self._wait_seconds = wait_seconds
-        self._on_end = on_end  # called when nobody here decides for a session any longer
-        self.decisions = 0
-        """How many there were: tells whether one was taken while a slow store was asked."""
+        self._on_end = on_end  # called when nobody here leads for a session any longer
+        self.choices = 0
+        """How many there were: tells whether one was made while a slow store was asked."""
         self._room = max_bytes
         self._turns: dict[bytes, Turn] = {}
-        self._unnamed: Recent[bytes, None] = Recent()  # sessions whose answers name no model
+        self._unnamed: LRUCache[bytes, None] = LRUCache(MAX_REMEMBERED)  # sessions whose answers name no model
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def take(self, key: bytes) -> Turn | None:
-        """Return the turn to decide, which has to be given back; None if somebody else has it."""
+        """Return the turn to lead, which has to be given back; None if somebody else has it."""
         if not self._wait_seconds or key in self._unnamed:
             return None
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:  # whoever had a turn in another one is over with it
+            self._loop = loop
+            self._turns = {}
         if key in self._turns:
             return None
         turn = self._turns[key] = Turn()
@@ -49,9 +57,9 @@ class Turns:
         return turn
 
     async def wait(self, key: bytes, size: int) -> Pin | Turn | None:
-        """Wait for the decision, holding a body of *size* bytes.
+        """Wait for the choice, holding a body of *size* bytes.
 
-        Returns the pin; or the turn to decide, which has to be given back; or None if there is nothing to wait for.
+        Returns the pin; or the turn to lead, which has to be given back; or None if there is nothing to wait for.
         """
         turn = self._turns.get(key)
         if turn is None or turn.ran_out or size > self._room:
@@ -88,9 +96,9 @@ class Turns:
         finally:
             self._room += size
 
-    def decided(self, key: bytes, pin: Pin) -> None:
+    def chosen(self, key: bytes, pin: Pin) -> None:
         """Tell everybody who waits for *key* which pin it is."""
-        self.decisions += 1
+        self.choices += 1
         if self._unnamed:
             self._unnamed.pop(key, None)
         self._dissolve(key, pin)
@@ -102,42 +110,26 @@ class Turns:
         self._dissolve(key, None)
 
     def pass_on(self, key: bytes, turn: Turn) -> None:
-        """Give the turn to the next who waits: it was not decided."""
+        """Give the turn to the next who waits: there was no choice."""
         if self._turns.get(key) is not turn:
-            return None  # somebody else has decided
+            return  # somebody else has chosen
         del self._turns[key]
         while turn.waiting:
             outcome = turn.waiting.popleft()
             if not outcome.done():
                 self._turns[key] = following = Turn(waiting=turn.waiting)
-                return self._give(key, outcome, following)
-        return self._on_end(key)
+                outcome.set_result(following)
+                return
+        self._on_end(key)
 
     def _dissolve(self, key: bytes, result: Pin | None) -> None:
         turn = self._turns.pop(key, None)
         if turn is None:
             return
         for outcome in turn.waiting or ():
-            self._give(key, outcome, result)
+            if not outcome.done():
+                outcome.set_result(result)
         self._on_end(key)
-
-    def _give(self, key: bytes, outcome: Outcome, result: Pin | Turn | None) -> None:
-        """Wake a request up, which may run in another event loop."""
-        loop = outcome.get_loop()
-        if loop is asyncio.get_running_loop():
-            return self._set(key, outcome, result)
-        try:
-            loop.call_soon_threadsafe(self._set, key, outcome, result)
-        except RuntimeError:  # that loop is closed
-            if isinstance(result, Turn):
-                self.pass_on(key, result)
-        return None
-
-    def _set(self, key: bytes, outcome: Outcome, result: Pin | Turn | None) -> None:
-        if not outcome.done():
-            outcome.set_result(result)
-        elif isinstance(result, Turn):  # it has left by now
-            self.pass_on(key, result)
 
     def _run_out(self, key: bytes, outcome: Outcome) -> None:
         if not outcome.done():

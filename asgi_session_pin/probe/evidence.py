@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from ..response.reader import is_error, read_source
+from ..response.errors import find_error
+from ..response.rules import read_source
 from ..wire.compression import open_decoder
 from ..wire.headers import EVENTS, JSON, media_type
 from ..wire.json import Members, find_string, read_object
@@ -155,7 +156,7 @@ class BodyReader:
         if self._kind == JSON:
             self._content += data
         else:
-            for event in self._events.feed(data):
+            for _, event in self._events.feed(data):
                 self._look(read_object(event))
         if self._size > MAX_BYTES and not self.finished:
             self._finish("names no model in its first 256 KiB" if self._kind == EVENTS else "larger than 256 KiB")
@@ -171,7 +172,7 @@ class BodyReader:
         if self.finished:
             return
         self._seen += 1
-        if is_error(members):
+        if find_error(members) is not None:
             self.failed = True
             code = _error_code(members)
             return self._finish("" if self._is_secret(code) else code)

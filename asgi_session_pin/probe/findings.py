@@ -8,8 +8,8 @@ import msgspec
 
 from ..config import Config, Decisions
 from ..config.patterns import Alias
-from ..pins.table import NamedModel
-from ..response.reader import DecisionRules, is_dated
+from ..pin import NamedModel
+from ..response.rules import ModelRules, is_dated
 from .evidence import NONSENSE, Evidence, Reply, shown
 from .litellm import MAX_ALIASES, auto_routers, group_aliases, shorten
 from .places import DEFAULTS, rank, undated
@@ -131,7 +131,7 @@ class Examination:
         targets = [name, *([plain] if plain else []), *(always if len(always) == 1 else [])]
         return list(dict.fromkeys(targets))
 
-    def _failure(self, name: str, rules: DecisionRules) -> str | None:
+    def _failure(self, name: str, rules: ModelRules) -> str | None:
         """Return in words why *name* is none to send back; None if it is one."""
         modes = {reply.stream for reply in self._evidence.asked}
         refuses = any(400 <= reply.status not in TROUBLES for reply in self._evidence.replies_to(NONSENSE))
@@ -222,15 +222,15 @@ class Examination:
         why = "was not examined: a better place works"
         return Finding(source=self._source, sources=self._sources, why=why, stage=Stage.UNTRIED, needs=name)
 
-    def _make_rules(self, aliases: dict[str, str]) -> DecisionRules:
+    def _make_rules(self, aliases: dict[str, str]) -> ModelRules:
         merged = {**self._aliases, **aliases, **self._near}
-        return DecisionRules(Config(decisions=Decisions(sources=self._sources, aliases=merged)))
+        return ModelRules(Config(decisions=Decisions(sources=self._sources, aliases=merged)))
 
     def _replies(self, name: str) -> list[Reply]:
         return [reply for reply in self._evidence.asked if reply.model == name]
 
-    def _find(self, reply: Reply, rules: DecisionRules) -> NamedModel | None:
-        return rules.find_model(reply.headers, reply.members, reply.model) if reply.served else None
+    def _find(self, reply: Reply, rules: ModelRules) -> NamedModel | None:
+        return rules.find_model(reply.headers, reply.members, reply.model, None) if reply.served else None
 
     def _model(self, reply: Reply) -> str | None:
         found = self._find(reply, self._rules)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from ..pins.table import is_model_name
+from ..pin import is_model_name
 
 MAX_LISTED = 5_000
 MAX_ALIASES = 100

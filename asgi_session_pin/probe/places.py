@@ -3,7 +3,7 @@
 import re
 
 from ..config import Config, Decisions
-from ..response.reader import RESPONSE_HEADERS, DecisionRules, is_dated, read_source
+from ..response.rules import RESPONSE_HEADERS, ModelRules, is_dated, read_source
 from ..wire.headers import NAME
 from ..wire.json import Members, find_string, read_object
 
@@ -22,7 +22,7 @@ _is_member = re.compile(r"(?=.{1,64}\Z)[\w-]*model[\w-]*", re.ASCII | re.IGNOREC
 _is_parent = re.compile(r"[\w-]{1,64}", re.ASCII).fullmatch
 _is_number = re.compile(r"v?[\W\d_]*", re.ASCII | re.IGNORECASE).fullmatch  # a version or a date as well
 _NO_NAMES = frozenset({"true", "false", "null", "unknown"})
-_rules = DecisionRules(Config())
+_rules = ModelRules(Config())
 
 
 def rank(source: str) -> tuple[int, int]:

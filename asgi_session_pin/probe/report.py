@@ -8,7 +8,7 @@ import msgspec
 
 from ..config.patterns import Alias
 from ..config.yaml import dump_yaml
-from ..response.reader import is_dated
+from ..response.rules import is_dated
 from .evidence import NONSENSE, Evidence, named_in, shown
 from .findings import Finding, Stage, choose, find_all, router_models, settings_of, why_not
 from .litellm import MAX_ALIASES

@@ -10,7 +10,9 @@ from ..wire.json import NULL, Members, decode_model, find_string
 
 _encode = msgspec.msgpack.Encoder().encode
 
-# What a model key part is when the request names none, or not by a string: the JSON text, which no name's str equals.
+MAX_NAME = 256  # characters; what is longer is kept as its digest, as it lives as long as the answer
+
+# What a model key part is: a name, None, or the digest of what is no name, which no name's str equals.
 AskedModel = str | bytes | None
 
 # What coding agents send unasked. Not x-client-request-id: in some clients it is new for each request.
@@ -104,9 +106,17 @@ def _read_source(source: str) -> tuple[bytes, tuple[str, ...]]:
 
 
 def asked_model(members: Members) -> AskedModel:
-    """Return the model that a request asks for."""
+    """Return the model that a request asks for: a name, None, or a digest of whatever else it is."""
     value = members.get("model", NULL)
     try:
-        return decode_model(value)
+        model = decode_model(value)
+        if model is None or len(model) <= MAX_NAME:
+            return model
     except ValueError:
-        return bytes(value)
+        pass
+    return hashlib.blake2b(value, digest_size=16).digest()
+
+
+def asks_for_stream(members: Members) -> bool:
+    """Tell whether a request asks for a stream."""
+    return "stream" in members and bytes(members["stream"]) == b"true"

@@ -6,8 +6,8 @@ import secrets
 
 from starlette.types import Message, Send
 
-from ..pins.table import Pin
-from ..request.body import FRAMING_HEADERS, SIGNATURE_HEADERS
+from ..pin import Pin
+from ..request.scope import FRAMING_HEADERS, SIGNATURE_HEADERS
 from ..wire.headers import JSON, HeaderPicker, Headers, content_length, is_identity, media_type, without
 from ..wire.json import Members, decode_members, encode_json
 from ..wire.messages import body_of
@@ -73,7 +73,7 @@ class DecisionEditor:
         if message["type"] == "http.response.start" and self._is_editable(message):
             self._start = message
         elif self._start is None or message["type"] != "http.response.body":
-            await self.release()
+            await self.flush()
             await self._send(message)
         else:
             self._content += body_of(message)
@@ -81,9 +81,9 @@ class DecisionEditor:
             if not more and len(self._content) <= self._limit:
                 self._edit(self._start)
             if not more or len(self._content) > self._limit:
-                await self.release(more)
+                await self.flush(more)
 
-    async def release(self, more: bool = True) -> None:
+    async def flush(self, more: bool = True) -> None:
         """Send what is held: it is edited, or can't be, or the app returned before its answer was whole."""
         if self._start is not None:
             start, self._start = self._start, None

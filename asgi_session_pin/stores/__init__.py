@@ -1,5 +1,6 @@
 """Stores of pins."""
 
+import time
 from collections.abc import Callable
 
 from ..config import Config, ConfigError
@@ -11,10 +12,11 @@ from .resilient import ResilientStore
 __all__ = ["ClaimingStore", "MemoryStore", "PinStore", "ResilientStore", "make_resilient", "open_store"]
 
 
-def open_store(config: Config, source: str = "configuration") -> PinStore:
+def open_store(config: Config, source: str = "configuration", timer: Callable[[], float] = time.monotonic) -> PinStore:
     """Return the store that *config* names; nothing is connected or written yet.
 
-    Raises ConfigError where it can be seen already that it can't be used; *source* is where the settings come from.
+    Raises ConfigError where it can be seen already that it can't be used; *source* is where the settings come from, and
+    *timer* tells the seconds of this process's own table.
     """
     url, routing = config.store.url, config.routing
     try:
@@ -40,6 +42,7 @@ def open_store(config: Config, source: str = "configuration") -> PinStore:
         ttl_seconds=routing.session_ttl_seconds,
         sliding=routing.session_ttl_sliding,
         max_entries=routing.session_max_entries,
+        timer=timer,
     )
 
 

@@ -2,7 +2,7 @@
 
 from typing import Protocol, runtime_checkable
 
-from ..pins.table import Pin
+from ..pin import Pin
 
 
 class PinStore(Protocol):

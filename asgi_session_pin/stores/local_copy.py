@@ -7,7 +7,7 @@ from collections.abc import Callable
 import msgspec
 from cachetools import LRUCache
 
-from ..pins.table import Pin
+from ..pin import Pin
 from ._lru import ExpiringLRU
 
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from ..pins.table import Pin
+from ..pin import Pin
 from ._lru import ExpiringLRU
 
 

@@ -16,7 +16,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError, ReadOnlyError, RedisError, ResponseError
 
 from ..log import logger
-from ..pins.table import Pin
+from ..pin import Pin
 
 Client: TypeAlias = Redis | RedisCluster
 _Execute = Callable[..., Awaitable[Any]]

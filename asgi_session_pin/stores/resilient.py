@@ -7,9 +7,10 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+from cachetools import LRUCache
+
 from ..log import logger
-from ..pins.recent import Recent
-from ..pins.table import Pin, is_pin
+from ..pin import Pin, is_pin
 from ._time_limit import within
 from .base import ClaimingStore, PinStore
 from .local_copy import Known, LocalCopy
@@ -22,6 +23,7 @@ LONGEST_REST_SECONDS = 5.0
 TRIAL_SECONDS = 2.0  # nobody waits for a trial, which may have to connect
 PAUSE_SECONDS = 1.0
 CLOSING_SECONDS = 5.0
+MAX_CLAIMS = 10_000  # that are to be given back
 
 
 class StoreUnavailable(Exception):
@@ -60,7 +62,7 @@ class ResilientStore:
         self._rests_until = 0.0
         self._trial: asyncio.Task[None] | None = None
         self._tokens: dict[bytes, bytes] = {}  # of the claims that this process has
-        self._unreleased: Recent[tuple[bytes, bytes], None] = Recent()
+        self._unreleased: LRUCache[tuple[bytes, bytes], None] = LRUCache(MAX_CLAIMS)
         self._telling: asyncio.Task[None] | None = None
         self._tells_again_at = 0.0
         self._told = False

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from ..log import logger
-from ..pins.table import Pin
+from ..pin import Pin
 from ._sqlite_file import SQLiteFile
 
 # A column's type binds nobody who writes to the file, and text may not even be UTF-8.

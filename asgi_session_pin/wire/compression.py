@@ -31,6 +31,15 @@ def open_decoder(content_encoding: bytes) -> Decoder | None:
     return decoders[0] if len(decoders) == 1 else _Chain(decoders)
 
 
+def decode_whole(data: bytes, content_encoding: bytes, room: int) -> bytes:
+    """Return what a whole body decodes to, at most *room* bytes; empty where it can't be decoded."""
+    decoder = open_decoder(content_encoding)
+    try:
+        return b"" if decoder is None else decoder.decode(data, room)
+    except Exception:  # whatever a decoder does
+        return b""
+
+
 class _Chain:
     def __init__(self, decoders: list[Decoder]) -> None:
         self._decoders = decoders

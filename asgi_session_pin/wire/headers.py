@@ -6,6 +6,7 @@ from operator import itemgetter
 
 JSON = "json"
 EVENTS = "events"
+LINES = "lines"
 Headers = list[tuple[bytes, bytes]]
 NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # of a header, as a pattern: a token of RFC 9110, section 5.6.2
 
@@ -91,8 +92,10 @@ def is_identity(content_encoding: bytes) -> bool:
 
 @lru_cache(maxsize=256)
 def media_type(content_type: bytes) -> str | None:
-    """Return what a body of this `content-type` is: `JSON`, `EVENTS` or None (RFC 9110 section 8.3.1, RFC 6839)."""
+    """Return what a body of this type is: `JSON`, `EVENTS`, `LINES` of JSON or None (RFC 9110 8.3.1, RFC 6839)."""
     kind = content_type.partition(b";")[0].strip().lower()
     if kind == b"application/json" or kind.endswith(b"+json"):
         return JSON
+    if kind in (b"application/x-ndjson", b"application/ndjson", b"application/jsonl"):
+        return LINES
     return EVENTS if kind == b"text/event-stream" else None

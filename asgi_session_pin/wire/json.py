@@ -35,8 +35,9 @@ encode_json = msgspec.json.Encoder().encode
 # Takes a string or null; raises ValueError for anything else.
 decode_model: Callable[[msgspec.Raw], str | None] = msgspec.json.Decoder(str | None).decode
 
+decode_value = msgspec.json.Decoder().decode
 _decode_members = msgspec.json.Decoder(Members).decode
-_decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
+decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_string = msgspec.json.Decoder(str).decode
 
 
@@ -86,7 +87,7 @@ def _step(value: msgspec.Raw, segment: str) -> msgspec.Raw | None:
     try:
         text = bytes(value)
         if segment.isdecimal() and text.startswith(b"["):
-            return _decode_items(text)[int(segment)] if text.count(b",") < MAX_ITEMS else None
+            return decode_items(text)[int(segment)] if text.count(b",") < MAX_ITEMS else None
         return decode_members(text).get(segment)
     except (ValueError, IndexError, RecursionError):
         return None

@@ -507,15 +507,17 @@ async def test_every_shape_of_stream_names_its_model(event: bytes) -> None:
 
 @case(
     Section.RESPONSE,
-    "a stream that names no model in its first 10,000 events",
-    "passes as it is, not looked at further",
+    "a stream that names no usable model in its first 64 KiB",
+    "passes as it is, not looked at further; those who wait go on, and a warning tells of `decisions.sources`",
 )
-async def test_a_stream_is_looked_at_up_to_its_10000th_event() -> None:
+@pytest.mark.parametrize("event", [b"data: {}\n\n", b"data: x\n\n", b'data: {"model":"none"}\n\n', b": ping\n\n"])
+async def test_a_stream_is_looked_at_for_64_kib(event: bytes) -> None:
     pinning = b'data: {"model":"a"}\n\n'
-    for event in (b"data: {}\n\n", b"data: x\n\n"):
-        assert "pinned a" in await order_of(start(SSE_TYPE), piece(event * 9_999), piece(pinning, False))
-        for stream in ([piece(event * 10_000 + pinning, False)], [piece(event * 10_000), piece(pinning, False)]):
-            assert "pinned a" not in await order_of(start(SSE_TYPE), *stream)
+    before = event * ((65_536 - len(pinning)) // len(event))
+    assert "pinned a" in await order_of(start(SSE_TYPE), piece(before), piece(pinning, False))
+    assert "pinned a" in await order_of(start(SSE_TYPE), piece(before + pinning + b"x" * 1_000_000, False))
+    for stream in ([piece(event * 10_000 + pinning, False)], [piece(event * 10_000), piece(pinning, False)]):
+        assert "pinned a" not in await order_of(start(SSE_TYPE), *stream)
 
 
 async def test_events_that_are_no_object_are_passed_over() -> None:

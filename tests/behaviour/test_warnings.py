@@ -8,8 +8,8 @@ from starlette.types import Send
 
 from asgi_driver import SESSION, Gateway, Header, call, respond
 from asgi_session_pin import Config, Routing, SessionPinMiddleware, Sessions
-from asgi_session_pin.log import logger
-from asgi_session_pin.warnings import _MAX_SUBJECTS, Warnings, count_workers
+from asgi_session_pin.log import Warnings, logger
+from asgi_session_pin.workers import count_workers
 from behaviour_document import Section, case
 
 
@@ -19,18 +19,17 @@ def test_the_logger_leaves_handlers_and_levels_to_the_application() -> None:
 
 
 def test_warnings_are_given_once_for_each_subject_and_bounded_in_number(caplog: pytest.LogCaptureFixture) -> None:
-    warn = Warnings(Config())
-    for number in range(2 * _MAX_SUBJECTS):
+    warn = Warnings()
+    for number in range(200):
         for _ in range(2):
-            warn.unusable(f"name {number}")
-    assert len(caplog.records) == _MAX_SUBJECTS
-    assert len(set(caplog.messages)) == _MAX_SUBJECTS
-    Warnings(Config()).unusable("name 0")
-    assert len(caplog.records) == _MAX_SUBJECTS + 1, "each middleware has its own"
+            warn.once(number, "the name %r", f"name {number}")
+    assert len(caplog.records) == len(set(caplog.messages)) == 100
+    Warnings().once(0, "the name %r", "name 0")
+    assert len(caplog.records) == 101, "each middleware has its own"
 
 
 def test_a_name_from_outside_is_escaped_and_cut(caplog: pytest.LogCaptureFixture) -> None:
-    Warnings(Config()).unusable("evil\nline" + "x" * 1000)
+    Warnings().once("evil", "the name %r", "evil\nline" + "x" * 1000)
     assert "evil\\nline" in caplog.messages[0]
     assert len(caplog.messages[0]) < 500
 
@@ -54,12 +53,9 @@ async def test_litellm_that_answers_under_the_name_asked_for_is_warned_of(caplog
     assert caplog.text.count("LiteLLM hides the model that it chose") == 1
 
 
-def test_failures_are_told_with_their_traceback_once_a_minute(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_failures_are_told_with_their_traceback_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     now = 1000.0
-    monkeypatch.setattr("asgi_session_pin.warnings.time.monotonic", lambda: now)
-    warn = Warnings(Config())
+    warn = Warnings(lambda: now)
 
     def fail() -> None:
         for what in ("the store failed", "a listener failed"):

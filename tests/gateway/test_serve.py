@@ -1,7 +1,6 @@
 """The command `asgi-session-pin serve`."""
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -24,19 +23,7 @@ from asgi_session_pin.cli import main
 from asgi_session_pin.gateway.serve import bind
 from asgi_session_pin.gateway.worker import set_up_logging
 from behaviour_document import Section, case
-from servers import PATIENCE, free_port, serve_app, wait_until, wait_until_open, workers_of
-
-
-@contextlib.contextmanager
-def serving(*arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    port = free_port()
-    command = [sys.executable, "-m", "asgi_session_pin", "serve", "--port", str(port), *arguments]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            wait_until_open(port)
-            yield f"http://127.0.0.1:{port}", process
-        finally:
-            process.terminate()
+from servers import PATIENCE, serve_app, serving, wait_until, workers_of
 
 
 async def chat(request: Request) -> Response:

@@ -1,46 +1,79 @@
 """The pin table's own rules."""
 
+from typing import Any
+
 import pytest
 
 from asgi_driver import Clock
-from asgi_session_pin import MemoryStore, Pin
+from asgi_session_pin import Config, MemoryStore, Pin, PinStore, Routing
+from asgi_session_pin.pins.slot import Slot
 from asgi_session_pin.pins.table import PinTable
 from asgi_session_pin.stores import ResilientStore
 from asgi_session_pin.stores.local_copy import LocalCopy
 from asgi_session_pin.stores.resilient import StoreUnavailable
 from behaviour_document import Section, case
 
+failures: list[str] = []
+
+
+def make_table(
+    store: PinStore, shared: ResilientStore | None = None, max_age: float | None = None, **clocks: Any
+) -> PinTable:
+    config = Config(routing=Routing(session_max_age_seconds=max_age, decision_wait_seconds=0))
+    return PinTable(store, shared, config, on_failure=lambda: failures.append("failed"), **clocks)
+
+
+async def find(table: PinTable, key: bytes = b"key") -> Pin | None:
+    return await table.find_or_lead(Slot(key))
+
+
+async def record(table: PinTable, pin: Pin, key: bytes = b"key") -> Pin:
+    return await table.record(Slot(key), pin)
+
 
 @case(Section.PIN, "older than `session_max_age_seconds`", "decided afresh, used or not")
 async def test_a_pin_over_its_maximum_age_is_given_up_used_or_not() -> None:
     now = 1_000.0
-    table = PinTable(MemoryStore(), max_age_seconds=60, now=lambda: now)
-    pin = await table.record(b"key", Pin("a", table.now()))
+    table = make_table(MemoryStore(), max_age=60, now=lambda: now)
+    pin = await record(table, Pin("a", table.now()))
     assert pin.created == 1_000.0
     now = 1_060.0
-    assert await table.look_up(b"key") == pin
+    assert await find(table) == pin
     now = 1_060.5
-    assert await table.look_up(b"key") is None
-    assert (await table.record(b"key", Pin("b", table.now()))).model == "b"
+    assert await find(table) is None
+    assert (await record(table, Pin("b", table.now()))).model == "b"
 
 
 async def test_a_pin_without_maximum_age_stays() -> None:
     now = 0.0
-    table = PinTable(MemoryStore(timer=lambda: 0.0), now=lambda: now)
-    pin = await table.record(b"key", Pin("a", table.now(), b"{}"))
+    table = make_table(MemoryStore(timer=lambda: 0.0), now=lambda: now)
+    pin = await record(table, Pin("a", table.now(), b"{}"))
     now = 1e9
-    assert await table.look_up(b"key") == pin
+    assert await find(table) == pin
     assert pin.decision == b"{}"
 
 
+async def test_the_first_choice_stays_in_force() -> None:
+    table = make_table(MemoryStore())
+    first = await record(table, Pin("a", 1.0))
+    assert await record(table, Pin("b", 2.0)) == first
+
+
+async def test_a_void_pin_is_given_up() -> None:
+    table = make_table(MemoryStore())
+    await record(table, Pin("a", 1.0))
+    assert await table.find_or_lead(Slot(b"key", is_void=lambda pin: pin.model == "a")) is None
+    assert await find(table) is None
+
+
 async def test_forget_gives_up_only_its_own_key() -> None:
-    table = PinTable(MemoryStore())
-    await table.record(b"key", Pin("a", table.now()))
-    await table.record(b"other", Pin("b", table.now()))
+    table = make_table(MemoryStore())
+    await record(table, Pin("a", table.now()))
+    await record(table, Pin("b", table.now()), b"other")
     assert await table.forget(b"key") is True
     assert await table.forget(b"never there") is False
-    assert await table.look_up(b"key") is None
-    assert await table.look_up(b"other") is not None
+    assert await find(table) is None
+    assert await find(table, b"other") is not None
 
 
 class Out(MemoryStore):
@@ -56,25 +89,32 @@ class Out(MemoryStore):
 async def test_a_pin_over_its_maximum_age_is_not_recalled_and_makes_room_for_another() -> None:
     clock = Clock()
     copy = LocalCopy(timer=clock, now=clock)
-    table = PinTable(Out(), ResilientStore(Out(), copy, timeout_seconds=1, timer=clock), max_age_seconds=10, now=clock)
+    shared = ResilientStore(Out(), copy, timeout_seconds=1, timer=clock)
+    table = make_table(Out(), shared, max_age=10, timer=clock, now=clock)
     for model in ("a", "b"):
-        with pytest.raises(StoreUnavailable):
-            await table.record(b"key", Pin(model, clock.now))
-        assert table.recall(b"key") == Pin(model, clock.now)
+        slot = Slot(b"key")
+        assert await table.record(slot, Pin(model, clock.now)) == Pin(model, clock.now)
+        assert slot.failed
+        assert await find(table) == Pin(model, clock.now)
         await clock.wait(11)
-        assert table.recall(b"key") is None
+        assert await find(table) is None
 
 
 async def test_a_pin_that_is_forgotten_while_the_store_is_out_is_forgotten_here_and_told_later() -> None:
     copy = LocalCopy()
     copy.keep(b"key", Pin("a", 1.0))
-    table = PinTable(Out(), ResilientStore(Out(), copy, timeout_seconds=1))
+    table = make_table(Out(), ResilientStore(Out(), copy, timeout_seconds=1))
     with pytest.raises(StoreUnavailable):
         await table.forget(b"key")
-    assert table.recall(b"key") is None
+    assert await find(table) is None
     assert copy.untold() == [b"key"]
 
 
-async def test_a_table_that_fails_itself_is_the_callers_affair() -> None:
+async def test_a_failure_of_the_store_is_raised_by_forget_alone() -> None:
+    table = make_table(Out())
     with pytest.raises(OSError, match="down"):
-        await PinTable(Out()).forget(b"key")
+        await table.forget(b"key")
+    slot = Slot(b"key")
+    failures.clear()
+    assert await table.find_or_lead(slot) is None
+    assert (slot.failed, failures) == (True, ["failed"])

@@ -6,7 +6,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from asgi_session_pin import Pin
-from asgi_session_pin.pins.table import NamedModel
+from asgi_session_pin.pin import NamedModel
 from asgi_session_pin.stores.sqlite import SQLiteStore
 
 KEY = bytes(range(16))

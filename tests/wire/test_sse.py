@@ -12,7 +12,11 @@ BOM = b"\xef\xbb\xbf"
 
 def decode(chunks: Iterable[bytes]) -> list[bytes]:
     decoder = EventDecoder()
-    return [event for chunk in chunks for event in decoder.feed(chunk)]
+    return [data for chunk in chunks for data in feed(decoder, chunk)]
+
+
+def feed(decoder: EventDecoder, chunk: bytes) -> list[bytes]:
+    return [data for _, data in decoder.feed(chunk)]
 
 
 def byte_by_byte(stream: bytes) -> list[bytes]:
@@ -77,7 +81,7 @@ def test_any_chunking_gives_the_events_of_the_whole_stream(stream: bytes, data: 
 def test_an_event_is_given_with_its_blank_line_and_not_before(stream: bytes) -> None:
     decoder = EventDecoder()
     for end in range(1, len(stream) + 1):
-        given_now = list(decoder.feed(stream[end - 1 : end]))
+        given_now = feed(decoder, stream[end - 1 : end])
         # The line feed of a CRLF ends nothing: the carriage return did.
         assert reference(stream[: end - 1]) + given_now == reference(stream[:end])
 
@@ -117,22 +121,22 @@ def test_events_of_a_stream(stream: bytes, expected: list[bytes]) -> None:
 
 def test_a_crlf_cut_in_two_is_one_line_end() -> None:
     decoder = EventDecoder()
-    assert list(decoder.feed(b"data: a\r")) == []
-    assert list(decoder.feed(b"")) == []
-    assert list(decoder.feed(b"\n")) == []
-    assert list(decoder.feed(b"data: b\r")) == []
-    assert list(decoder.feed(b"\n\r")) == [b"a\nb"]
-    assert list(decoder.feed(b"\ndata: c\n\n")) == [b"c"]
+    assert feed(decoder, b"data: a\r") == []
+    assert feed(decoder, b"") == []
+    assert feed(decoder, b"\n") == []
+    assert feed(decoder, b"data: b\r") == []
+    assert feed(decoder, b"\n\r") == [b"a\nb"]
+    assert feed(decoder, b"\ndata: c\n\n") == [b"c"]
 
 
 def test_an_event_does_not_wait_for_the_line_feed_that_may_follow_a_carriage_return() -> None:
-    assert list(EventDecoder().feed(b"data: a\r\n\r")) == [b"a"]
+    assert feed(EventDecoder(), b"data: a\r\n\r") == [b"a"]
 
 
 def test_events_that_are_not_asked_for_are_behind_it_all_the_same() -> None:
     decoder = EventDecoder()
-    assert next(iter(decoder.feed(b"data: a\n\ndata: b\n\ndata: c"))) == b"a"
-    assert list(decoder.feed(b"c\n\n")) == [b"cc"]
+    assert next(iter(decoder.feed(b"data: a\n\ndata: b\n\ndata: c"))) == (None, b"a")
+    assert feed(decoder, b"c\n\n") == [b"cc"]
 
 
 @pytest.mark.parametrize("size", [2, 65_536])
@@ -145,11 +149,28 @@ def test_a_line_in_many_pieces_costs_memory_by_its_bytes(size: int) -> None:
     tracemalloc.start()
     try:
         for number in range(count):
-            assert list(decoder.feed(pieces[number % 10])) == []
+            assert feed(decoder, pieces[number % 10]) == []
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert peak < 2.5 * total
-    [data] = decoder.feed(b"\n\n")
+    [data] = feed(decoder, b"\n\n")
     assert len(data) == count * size
     assert data.startswith(pieces[0] + pieces[1])
+
+
+@pytest.mark.parametrize(
+    ("stream", "expected"),
+    [
+        (b"event: ping\ndata: {}\n\n", [("ping", b"{}")]),
+        (b"data: {}\nevent:error\n\n", [("error", b"{}")]),
+        (b"event: a\nevent: b\ndata: 1\n\ndata: 2\n\n", [("b", b"1"), (None, b"2")]),
+        (b"event:\ndata: 1\n\n", [(None, b"1")]),
+        (b"event: ping\n\n", []),
+        (b'error: {"code":500}\n\n', [("error", b'{"code":500}')]),
+        (b"error: not this\ndata: 1\n\n", [(None, b"1")]),
+        (b"event: \xff\ndata: 1\n\n", [("\ufffd", b"1")]),
+    ],
+)
+def test_names_of_events(stream: bytes, expected: list[tuple[str | None, bytes]]) -> None:
+    assert list(EventDecoder().feed(stream)) == expected

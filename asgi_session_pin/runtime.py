@@ -1,4 +1,4 @@
-"""What all requests of one middleware have in common."""
+"""What all requests of one middleware share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,34 +7,32 @@ from starlette.types import ASGIApp
 
 from .config import Config
 from .events import Listener
+from .hold_timer import HoldTimer
+from .log import Warnings
+from .pin import Pin
 from .pins.health import Health
-from .pins.table import Pin, PinTable
-from .pins.turns import Turns
+from .pins.table import PinTable
 from .request.session import AskedModel, SessionReader
-from .response.reader import DecisionRules
-from .ticker import Ticker
-from .warnings import Warnings
+from .response.rules import ModelRules
 from .wire.headers import NameMemory
 
 
 @dataclass(frozen=True, slots=True)
-class Pinning:
-    """What all exchanges of one middleware share."""
+class Runtime:
+    """What all exchanges of one middleware share; nothing of it changes but what its parts keep."""
 
     app: ASGIApp
     config: Config
     sessions: SessionReader
-    rules: DecisionRules
+    rules: ModelRules
     is_routed: Callable[[AskedModel], bool] | None  # None: the router decides for any model
-    table: PinTable
-    warn: Warnings
-    turns: Turns
-    health: Health
-    ticker: Ticker
-    listeners: tuple[Listener, ...]
+    pins: PinTable
     find: Callable[[bytes], Pin | None] | None  # looks a pin up where the store can't fail and nobody listens
+    health: Health
+    hold_timer: HoldTimer
+    warn: Warnings
+    listeners: tuple[Listener, ...]
     timer: Callable[[], float]  # seconds
     renew_after: float  # seconds of an answer after which a sliding pin is renewed at its end
     max_request_bytes: int
-    tells: bool  # whether responses get our headers
-    foreign: NameMemory  # headers of responses that are none of ours
+    ours_absent: NameMemory  # names of headers of responses that are none of ours

@@ -1,0 +1,290 @@
+"""Keeps a pinned answer back until it is judged, so that a failure can be replaced before the client sees any of it."""
+
+import asyncio
+import sys
+from collections import deque
+from collections.abc import Awaitable, Sequence
+
+from msgspec import field
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Send
+
+from .answer import JSON_TYPE, LAST_MESSAGES, PASSING, PLAIN, WATCHING, Answer, Stage, listed
+from .log import Opaque
+from .outcome import count_failure, is_proven, prove, showed_late_failure
+from .response.errors import Error, read_error
+from .response.judge import Verdict, implied_status, judge
+from .response.output import HELD_BYTES, Output, Seen, look_at_body, open_output
+from .response.pieces import STREAMED
+from .wire.compression import decode_whole
+from .wire.headers import header_name
+from .wire.messages import body_of
+
+GONE_SECONDS = 30.0  # a client that leaves sooner may have changed its mind
+_JSON = {b"content-type": b"application/json"}
+
+
+class Guard(Opaque):
+    """Stands between the app and an `Answer` under a pin; `Stage` has the way through it.
+
+    Held are at most 64 KiB, for at most a second. In the answer to a request that is routed in place of a failure,
+    *first* is that failure, which goes out if this answer is no better.
+    """
+
+    answer: Answer
+    onward: Send  # the answer's, or the server's once the answer has nothing more to do
+    first: "Guard | None" = None
+    stage: Stage = Stage.WAITING
+    held: list[Message] = field(default_factory=list)
+    size: int = 0  # of the held bodies, in bytes
+    output: Output | None = None  # looks for output; None where the body is plain JSON, until a part of it comes alone
+    fault: Error | None = None  # what a 2xx answer says that is an error
+    verdict: Verdict | None = None  # of a failure
+    error: Exception | None = None  # what the app raised, instead of an answer
+    failed_late: bool = False  # after a part of the answer had gone out
+    last: deque[Message] | None = None
+    flushing: asyncio.Task[None] | None = None  # the time was up
+
+    def send(self, message: Message) -> Awaitable[None]:
+        """The app's `send`."""
+        stage = self.stage
+        if stage is PASSING:
+            return self.onward(message)
+        if stage is WATCHING:
+            self.last.append(message)  # type: ignore[union-attr]
+            return self.onward(message)
+        if self.flushing is not None:
+            return self._send_behind(self.flushing, message)
+        if stage is Stage.WAITING:
+            return self._start(message) if message["type"] == "http.response.start" else self.onward(message)
+        if stage is Stage.HOLDING or (stage is Stage.FAILING and self.first is None):
+            return self._hold(message)
+        return self._look_on(message) if stage is Stage.LOOKING else self._drop(message)
+
+    def keeps(self, error: Exception) -> bool:
+        """Take what the app raised, if its answer is held back; tell whether that is so."""
+        if self.answer.exchange.client_left:
+            return False
+        if self.stage in (Stage.WAITING, Stage.HOLDING):
+            self.stage = Stage.FAILING
+            self.verdict = Verdict.UNAVAILABLE
+        if self.stage is Stage.FAILING:
+            self.error = error
+            return True
+        self.failed_late = not isinstance(error, OSError | ClientDisconnect)  # those are the client's leaving
+        return False
+
+    async def done(self) -> None:
+        """Leave nothing behind: the app is done."""
+        exchange = self.answer.exchange
+        exchange.runtime.hold_timer.forget(self)
+        if self.flushing is not None:
+            await _end(self.flushing)
+        if self.first is None and (self.failed_late or self._has_left_nothing() or self._showed_late_failure()):
+            await count_failure(exchange)
+        await self.answer.done()
+
+    def calls_for_routing(self) -> bool:
+        """Tell whether what is held is a failure in whose place the request is to be routed."""
+        if self.stage is not Stage.FAILING or self.answer.exchange.client_left:
+            return False
+        if self.verdict is None:  # the app returned before its answer was whole
+            self.verdict = self._judge_held()
+        return self._is_routable(self.verdict)
+
+    async def flush(self) -> None:
+        """Let what is held go out, and what the app raised."""
+        await self._flush()
+        self.stage = PASSING
+        if self.error is not None:
+            raise self.error
+
+    def time_is_up(self) -> None:
+        """Hold nothing any longer."""
+        self.flushing = asyncio.get_running_loop().create_task(self.let_go())
+
+    def _start(self, message: Message) -> Awaitable[None]:
+        exchange = self.answer.exchange
+        headers = listed(message)
+        self.held.append({**message, "headers": headers})
+        exchange.runtime.hold_timer.add(self)
+        if message["status"] // 100 != 2:
+            self.stage = Stage.FAILING
+            return nothing()
+        self.stage = Stage.HOLDING
+        rules = exchange.runtime.rules
+        if exchange.streams or JSON_TYPE not in headers or not rules.plain.covers(map(header_name, headers)):
+            picked = rules.headers.pick(headers)
+            if picked.keys() <= PLAIN:
+                rules.plain.learn(headers)
+            self.output = open_output(picked, streams=exchange.streams)
+        return nothing()
+
+    def _hold(self, message: Message) -> Awaitable[None]:
+        """Hold a message, until it shows what becomes of those that are held."""
+        if message["type"] != "http.response.body":  # trailers, or a file: the body tells nothing more
+            self.held.append(message)
+            return self.let_go()
+        chunk, more = body_of(message), message.get("more_body", False)
+        self.held.append(message if message.get("body") is chunk else {**message, "body": chunk})  # buffers are reused
+        self.size += len(chunk)
+        if self.stage is Stage.HOLDING:
+            seen = self._look(chunk, more)
+            if seen is Seen.OUTPUT:
+                return self._pass()
+            if seen is Seen.ERROR or (seen is Seen.NOTHING and not more):
+                self.stage = Stage.FAILING
+                self.verdict = self._judge_fault()
+            elif not more:
+                return self.flush()  # a prelude alone: neither success nor failure
+        elif not more and self.verdict is None:
+            self.verdict = self._judge_held()
+        if self.size > HELD_BYTES or (self.verdict is not None and not self._is_routable(self.verdict)):
+            return self.let_go()
+        return self._keep_back(more or self.stage is Stage.HOLDING)
+
+    def _drop(self, message: Message) -> Awaitable[None]:
+        return self._keep_back(message["type"] != "http.response.body" or message.get("more_body", False))
+
+    def _keep_back(self, more: bool) -> Awaitable[None]:
+        """Send nothing; once a failure is whole, the app is told to end."""
+        body = self.answer.exchange.body
+        if not more and body is not None:
+            body.is_kept_back = True
+        return nothing()
+
+    def _look_on(self, message: Message) -> Awaitable[None]:
+        """Look for output as the answer goes on."""
+        if message["type"] == "http.response.body":
+            more = message.get("more_body", False)
+            seen = self._look(body_of(message), more)
+            if seen is Seen.OUTPUT:
+                self._succeed([message])
+            elif seen is Seen.ERROR or not more:
+                self.failed_late = seen is not Seen.PRELUDE and self._judge_fault() is not Verdict.CLIENT
+                self._watch([message])
+        return self.onward(message)
+
+    def _look(self, chunk: bytes, more: bool) -> Seen:
+        if self.output is None:
+            if not more:  # most bodies come in one
+                seen = look_at_body(chunk)
+                self.fault = seen if isinstance(seen, Error) else None
+                return seen if isinstance(seen, Seen) else Seen.ERROR
+            self.output = open_output(_JSON, streams=False)
+        seen = self.output.feed(chunk, more)
+        self.fault = self.output.error
+        return seen
+
+    async def _pass(self) -> None:
+        """Let the answer go on: it gives output."""
+        last = self.held[-LAST_MESSAGES:]
+        await self._flush()
+        self._succeed(last)
+
+    def _succeed(self, last: Sequence[Message]) -> None:
+        if self.first is None:
+            prove(self.answer.exchange)
+        self._watch(last)
+
+    def _watch(self, last: Sequence[Message]) -> None:
+        """Let everything pass; of a stream see whether it fails after all."""
+        self.stage = PASSING
+        if self.first is None and self.output is not None and (self.failed_late or self.output.framing in STREAMED):
+            self.last = deque(last, LAST_MESSAGES)
+            self.stage = WATCHING
+
+    async def let_go(self) -> None:
+        """Let what is held go on: it is too large or too slow, or routing is not called for."""
+        if self.stage is Stage.HOLDING:
+            await self._flush()
+            self.stage = Stage.LOOKING
+        elif self.first is not None:
+            self.stage = Stage.DROPPED
+            await self.first.flush()
+        else:
+            if self._counts(self.verdict or self._judge_held()):
+                await count_failure(self.answer.exchange)
+            await self.flush()
+
+    async def _flush(self) -> None:
+        exchange = self.answer.exchange
+        exchange.runtime.hold_timer.forget(self)
+        self.stage = Stage.FLUSHING
+        held, self.held = self.held, []
+        if exchange.body is not None:
+            exchange.body.original = b""  # it may be large, and the answer take minutes
+        for message in held:
+            await self.answer.send(message)
+        if self.answer.stage is PASSING:
+            self.onward = exchange.send
+
+    async def _send_behind(self, flushing: asyncio.Task[None], message: Message) -> None:
+        await asyncio.shield(flushing)
+        self.flushing = None
+        await self.send(message)
+
+    def _judge_held(self) -> Verdict:
+        """Judge an answer that is not 2xx."""
+        start, *rest = self.held
+        exchange = self.answer.exchange
+        picked = exchange.runtime.rules.headers.pick(start["headers"])
+        content = decode_whole(b"".join(map(body_of, rest)), picked.get(b"content-encoding", b""), HELD_BYTES)
+        return self._judge(start["status"], read_error(content))
+
+    def _judge_fault(self) -> Verdict:
+        """Judge a 2xx answer that is an error, or nothing at all."""
+        error = self.fault or Error()
+        return self._judge(implied_status(error), error)
+
+    def _judge(self, status: int, error: Error) -> Verdict:
+        exchange = self.answer.exchange
+        if exchange.pin is None:
+            return Verdict.UNAVAILABLE
+        return judge(status, error, exchange.pin.model, is_proven=is_proven(exchange, exchange.pin))
+
+    def _is_routable(self, verdict: Verdict) -> bool:
+        """Tell whether such a failure calls for routing; in the answer of a router for the first one instead."""
+        exchange = self.answer.exchange
+        if self.first is not None or exchange.health is None:
+            return self.first is not None
+        if verdict is Verdict.CLIENT or exchange.runtime.health.rests(exchange.health):
+            return False
+        failover = exchange.runtime.config.failover
+        return (failover.on_unavailable if verdict is Verdict.UNAVAILABLE else failover.on_refused) == "reroute"
+
+    def _counts(self, verdict: Verdict) -> bool:
+        """Tell whether such a failure counts that went out."""
+        exchange = self.answer.exchange
+        if verdict is Verdict.CLIENT or exchange.health is None or exchange.runtime.health.rests(exchange.health):
+            return False
+        return not verdict.blames_the_name or self._is_routable(verdict)
+
+    def _has_left_nothing(self) -> bool:
+        """Tell whether the client left after a long wait without output."""
+        exchange = self.answer.exchange
+        is_gone = exchange.client_left or isinstance(sys.exception(), asyncio.CancelledError)
+        has_nothing = self.stage in (Stage.WAITING, Stage.HOLDING, Stage.LOOKING)
+        return is_gone and has_nothing and exchange.runtime.timer() - exchange.used >= GONE_SECONDS
+
+    def _showed_late_failure(self) -> bool:
+        if self.last is None or self.output is None:
+            return False
+        return showed_late_failure(self.answer.exchange, self.last, self.output.framing)
+
+
+async def _end(flushing: asyncio.Task[None]) -> None:
+    """Wait for what goes out; raise what it raised, but for an error that is raised already."""
+    error = sys.exception()
+    if isinstance(error, asyncio.CancelledError):
+        flushing.cancel()
+    try:
+        await asyncio.wait([flushing])
+    finally:
+        flushing.cancel()
+    if not flushing.cancelled() and flushing.exception() is not None and error is None:
+        await flushing
+
+
+async def nothing() -> None:
+    """Send nothing."""

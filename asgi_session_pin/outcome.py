@@ -1,0 +1,198 @@
+"""What an answer means for the pin of its session: a choice is recorded, a failure counted, a name refused."""
+
+from collections.abc import Iterable
+
+from starlette.types import Message
+
+from .exchange import Exchange
+from .pin import Pin
+from .response.decision import remember
+from .response.judge import Verdict, implied_status, judge
+from .response.output import late_error
+from .response.pieces import Framing
+from .response.reader import Reader
+from .response.rules import is_same_model
+from .wire.messages import body_of
+
+
+async def record_choice(exchange: Exchange, reader: Reader) -> None:
+    """Record what a routed answer chooses, or let others lead."""
+    pins = exchange.runtime.pins
+    if not exchange.learns:  # it was stated, and is recorded; what the answer names is what later ones compare with
+        found, known = reader.found, exchange.health
+        if known is not None and found is not None and found.model not in (None, exchange.asked):
+            known.first = found
+        return
+    exchange.learns = False
+    slot = exchange.place()
+    pin = _chosen(exchange, reader)
+    if pin is None and (reader.failed or exchange.runtime.rules.is_fallback(reader.headers)):
+        return pins.pass_turn(slot)
+    if pin is None:
+        return pins.unnamed(slot)
+    exchange.pin = pin = await pins.record(slot, pin)
+    exchange.model = pin.model
+    exchange.used = exchange.runtime.timer()
+    exchange.health = exchange.runtime.health.begin(exchange.key, pin)
+    return None
+
+
+def _chosen(exchange: Exchange, reader: Reader) -> Pin | None:
+    """Return a pin on the model that was stated or that the response names."""
+    runtime, found = exchange.runtime, reader.found
+    decision: bytes | None = None
+    if exchange.stated is not None and not (reader.failed and exchange.decides):
+        model, decision = exchange.stated
+    elif reader.failed or runtime.rules.is_fallback(reader.headers):
+        return None
+    elif found is None or found.model is None:
+        _warn_of_no_choice(exchange, reader)
+        return None
+    else:
+        model = found.model
+        if model == exchange.asked and runtime.rules.hides_choices(reader.headers):
+            _warn_of_hidden_choices(exchange)
+    if runtime.health.has_refused and runtime.health.is_refused(exchange.credential, model):
+        return None
+    now = runtime.pins.now()
+    if exchange.decides:
+        return Pin(model, now, remember(reader.members))
+    return Pin(model, now, decision, None if found is None or found.model in (None, exchange.asked) else found)
+
+
+async def compare(exchange: Exchange, reader: Reader) -> None:
+    """Compare what an answer under the pin names with what the answer that made the pin named.
+
+    Only like is compared with like: the same source, and the same kind of response.
+    """
+    runtime, known, pin, found = exchange.runtime, exchange.health, exchange.pin, reader.found
+    exchange.is_fallback = runtime.rules.is_fallback(reader.headers)  # it says nothing of the name
+    if reader.failed or exchange.is_fallback or found is None or found.model is None or known is None or pin is None:
+        return
+    first = known.first
+    if first is None or first.model is None or (found.source, found.kind) != (first.source, first.kind):
+        return
+    exchange.has_drifted = not (found.model == pin.model or is_same_model(found.model, first.model))
+    is_first = not known.is_compared
+    if is_first and runtime.health.compared(known, exchange.has_drifted):
+        _warn_of_an_unheeded_pin(exchange)
+    if exchange.has_drifted and is_first:
+        runtime.warn.once(
+            ("misunderstood", pin.model),
+            "the gateway was asked for the model %r, which it had named itself, and answered as %r, so the pin was "
+            "given up; decisions.aliases maps the names of responses to names that the gateway takes",
+            pin.model,
+            found.name,
+        )
+        await _give_up(exchange, pin)
+    elif exchange.has_drifted:
+        message = "requests that are pinned to the model %r are also answered as %r"
+        runtime.warn.once(("drifted", pin.model, found.name[:256]), message, pin.model, found.name)
+
+
+def prove(exchange: Exchange) -> None:
+    """Take note that the pinned model gave output."""
+    known = exchange.health
+    if known is None or exchange.has_drifted or exchange.is_fallback:
+        return
+    known.failures = 0
+    if not known.is_proven or exchange.runtime.health.has_refused:
+        known.is_proven = True
+        exchange.runtime.health.prove(exchange.credential, known.model)
+
+
+def is_proven(exchange: Exchange, pin: Pin) -> bool:
+    """Tell whether the pin's name has served under a pin, for this credential."""
+    known = exchange.health
+    return (known is not None and known.is_proven) or exchange.runtime.health.is_proven(exchange.credential, pin.model)
+
+
+async def replace(exchange: Exchange, pin: Pin, verdict: Verdict, reader: Reader) -> None:
+    """Draw the conclusion, where the router's choice gives output and the model of *pin* did not."""
+    runtime = exchange.runtime
+    if verdict is Verdict.REFUSED:
+        runtime.health.refuse(exchange.credential, pin.model)
+        _warn_of_a_refused_name(exchange, pin)
+    elif verdict is Verdict.UNPROVEN and runtime.health.doubt(exchange.credential, pin.model):
+        _warn_of_a_refused_name(exchange, pin)
+    if verdict.blames_the_name:
+        await runtime.pins.unpin(exchange.place(), pin)
+    elif reader.found is None or reader.found.model != pin.model or not is_proven(exchange, pin):
+        await _count_failure(exchange, pin)  # else the model is back by now
+    if exchange.learns:
+        await record_choice(exchange, reader)
+
+
+async def count_failure(exchange: Exchange) -> None:
+    """Count a failure of the pin that went out, so that the answer was no use of the pin."""
+    pin, exchange.pin = exchange.pin, None
+    if pin is not None:
+        await _count_failure(exchange, pin)
+
+
+async def _count_failure(exchange: Exchange, pin: Pin) -> None:
+    """Count a failure; the last one in a row gives the pin up."""
+    known = exchange.health
+    if known is not None and exchange.runtime.health.fail(known, exchange.used):
+        exchange.runtime.warn.once(
+            ("given up", pin.model),
+            "the model %r failed failover.give_up_after times in a row in a session, whose pin was given up",
+            pin.model,
+        )
+        await _give_up(exchange, pin)
+
+
+async def _give_up(exchange: Exchange, pin: Pin) -> None:
+    """Give a pin up; where its name has never served, no other is made of it for a while."""
+    if not is_proven(exchange, pin):
+        exchange.runtime.health.refuse(exchange.credential, pin.model)
+    exchange.pin = None
+    await exchange.runtime.pins.unpin(exchange.place(), pin)
+
+
+def showed_late_failure(exchange: Exchange, messages: Iterable[Message], framing: Framing) -> bool:
+    """Tell whether the last messages of a stream that gave output are a failure after all."""
+    chunks = [body_of(message) for message in messages if message["type"] == "http.response.body"]
+    error = late_error(chunks, framing)
+    if error is None or exchange.pin is None:
+        return False
+    return judge(implied_status(error), error, exchange.pin.model, is_proven=True) is not Verdict.CLIENT
+
+
+def _warn_of_no_choice(exchange: Exchange, reader: Reader) -> None:
+    warn = exchange.runtime.warn
+    sources = ", ".join(exchange.runtime.config.decisions.sources)
+    if reader.found is not None:
+        exchange.warn_of_an_unusable_name(reader.found.name)
+    elif reader.unread is not None:
+        message = "a response can't be looked at for its model, because of its %s, so nothing is pinned"
+        warn.once(("unread", reader.unread), message, reader.unread)
+    else:
+        message = "a response names no model where decisions.sources look for it (%s), so nothing is pinned"
+        warn.once("unnamed", message, sources)
+
+
+def _warn_of_a_refused_name(exchange: Exchange, pin: Pin) -> None:
+    exchange.runtime.warn.once(
+        ("refused", pin.model),
+        "the gateway refuses the model %r, which it named itself; its requests are routed again, without a pin for it; "
+        "decisions.aliases maps the names of responses to names that the gateway takes",
+        pin.model,
+    )
+
+
+def _warn_of_hidden_choices(exchange: Exchange) -> None:
+    exchange.runtime.warn.once(
+        "hidden",
+        "LiteLLM hides the model that it chose: the pin is the name that was asked for, which pins nothing; "
+        'add "header:x-litellm-model-name" to the front of decisions.sources, and decisions.aliases from its '
+        "values back to the names of your model groups",
+    )
+
+
+def _warn_of_an_unheeded_pin(exchange: Exchange) -> None:
+    exchange.runtime.warn.once(
+        "unheeded",
+        "several sessions in a row were answered by another model than their pin at once: the router does not heed the "
+        "model that a request names; a router inside of the app has to look at get_session_pin(request).pinned",
+    )

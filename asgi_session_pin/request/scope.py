@@ -1,0 +1,76 @@
+"""The request's head on its way to the app: the scope that it gets, and the headers of a pinned request."""
+
+from typing import Any
+
+from starlette.types import Scope
+
+from ..wire.headers import Headers, content_length, is_identity, without
+
+# Over one of these, a changed body would no longer be the one that was signed (RFC 9530, RFC 3230, RFC 1864).
+SIGNATURE_HEADERS = frozenset({b"content-digest", b"repr-digest", b"digest", b"content-md5", b"x-amz-content-sha256"})
+SIGV4 = b"AWS4-"  # such an authorization signs the body's digest
+FRAMING_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
+CONTROL_HEADERS = frozenset({b"x-session-pin", b"x-session-pinned", b"x-session-model"})
+PINNED = (b"x-session-pinned", b"true")
+
+SCOPE_KEY = "asgi_session_pin"
+
+# Those of which a usual request has none.
+UNUSUAL_HEADERS = SIGNATURE_HEADERS | CONTROL_HEADERS | {b"content-encoding", b"transfer-encoding"}
+HEADER_NAMES = SIGNATURE_HEADERS | FRAMING_HEADERS | CONTROL_HEADERS | {b"content-encoding", b"authorization"}
+
+
+def why_unreadable(headers: dict[bytes, bytes], limit: int) -> bytes | None:
+    """Return why the body of an unusual request must pass as it is, as far as the headers tell, or None."""
+    if not is_identity(headers.get(b"content-encoding", b"")):
+        return b"body-encoded"
+    if not SIGNATURE_HEADERS.isdisjoint(headers) or headers.get(b"authorization", b"").startswith(SIGV4):
+        return b"body-signed"
+    return b"body-too-large" if (content_length(headers) or 0) > limit else None
+
+
+def inner_scope(outer: Scope, headers: Headers, mark: object) -> Scope:
+    """Return the scope for one call of the app: a copy with *headers*, and under `SCOPE_KEY` *mark*."""
+    scope = dict(outer)
+    scope["headers"] = headers
+    scope[SCOPE_KEY] = mark
+    return scope
+
+
+def part_state(inner: Scope) -> None:
+    """Give a call of the app that may be replaced a `state` of its own."""
+    state = inner.get("state")
+    if type(state) is dict:
+        inner["state"] = state.copy()
+
+
+def share(inner: Scope, outer: Scope) -> None:
+    """Show in the server's scope what the app has put into its own: `route`, `path_params`, `user`, its `state`.
+
+    Outer middleware may hold the very object of the `state`, so that one stays.
+    """
+    headers, state = outer["headers"], outer.get("state")
+    outer.update(inner)
+    outer["headers"] = headers
+    del outer[SCOPE_KEY]
+    shared: Any = outer.get("state")
+    if shared is not state and type(state) is dict and type(shared) is dict:
+        state.clear()
+        state.update(shared)
+        outer["state"] = state
+
+
+def pinned_headers(headers: Headers, picked: dict[bytes, bytes], length: int, model: bytes) -> Headers:
+    """Return a copy of *headers* for a body of *length* bytes that is pinned to *model*."""
+    framing = (b"content-length", b"%d" % length)
+    named = (b"x-session-model", model)
+    if b"transfer-encoding" not in picked:
+        try:
+            at = headers.index((b"content-length", picked[b"content-length"]))
+        except (KeyError, ValueError):
+            pass  # there is none, or there are two, or it is written in capitals
+        else:
+            pinned = [*headers, PINNED, named]
+            pinned[at] = framing
+            return pinned
+    return [*without(headers, FRAMING_HEADERS), framing, PINNED, named]

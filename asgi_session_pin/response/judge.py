@@ -1,0 +1,184 @@
+"""What an answer under a pin means: one judgement, and nothing else in this tree says what a failure is.
+
+`judge` goes through the rows of the table in docs/behaviour.md, "When the pinned model fails", from the top. A verdict
+is no wider than its evidence: what one answer says decides about that request, and about a name only where the gateway
+says that it is the name.
+"""
+
+import re
+from enum import Enum
+from functools import lru_cache
+
+from .errors import Error
+
+
+class Verdict(Enum):
+    """What an answer under a pin says of the pinned model."""
+
+    SERVED = "served"
+    """It gave output."""
+    CLIENT = "client"
+    """The request itself is at fault, or what it holds: neither success nor failure."""
+    REFUSED = "refused"
+    """The gateway says that it does not take the name."""
+    UNPROVEN = "unproven"
+    """A 4xx for a name that has never served: it may not be taken."""
+    NO_ACCESS = "no access"
+    """A name that has served is closed to this request."""
+    UNAVAILABLE = "unavailable"
+    """The model is out, for now."""
+
+    @property
+    def blames_the_name(self) -> bool:
+        """Whether the pin is given up where routing the request serves."""
+        return self in (Verdict.REFUSED, Verdict.UNPROVEN)
+
+
+def judge(status: int, error: Error, model: str, *, is_proven: bool) -> Verdict:
+    """Return what an answer that is no output says of *model*.
+
+    *status* is that of the response, or `implied_status` of an error inside of a 2xx one; *is_proven* tells whether the
+    name has served under a pin.
+    """
+    is_limited = status == 429 or bool(error.words & _RATE_LIMITS)
+    if error.words & _CONTENT or (not is_limited and _content(error.text)):
+        return Verdict.CLIENT
+    if error.param is not None and error.param != "model" and status < 500 and not is_limited:
+        return Verdict.CLIENT
+    if status in (400, 401, 402, 403, 404, 422) and _is_about_the_name(error, model):
+        return Verdict.REFUSED
+    if status in (408, 429) or status >= 500 or (status == 413 and is_limited):
+        return Verdict.UNAVAILABLE
+    if not 400 <= status < 500 or status in (409, 413, 425):
+        return Verdict.CLIENT
+    if not is_proven:
+        return Verdict.UNPROVEN
+    return Verdict.NO_ACCESS if status in (401, 402, 403, 404) else Verdict.CLIENT
+
+
+def implied_status(error: Error) -> int:
+    """Return the status that an error inside of a 2xx answer would have had; where no word of it tells, 503."""
+    return min((_STATUSES[word] for word in error.words if word in _STATUSES), default=503)
+
+
+# Words in the spelling of `Error.words`: OpenAI, Azure, Anthropic, Gemini, Mistral, OpenRouter, LiteLLM, vLLM.
+_CONTENT = frozenset(
+    [
+        "contentfilter",
+        "contentpolicyviolation",
+        "contentpolicyviolationerror",
+        "responsibleaipolicyviolation",
+        "moderationblocked",
+        "contextlengthexceeded",
+        "contextwindowexceedederror",
+        "contextwindowexceeded",
+        "stringabovemaxlength",
+        "requesttoolarge",
+        "invalidprompt",
+        "promptblocked",
+        "invalidfunctionparameters",
+        "invalidjsonschema",
+        "invalidtool",
+        "toolusefailed",
+        "unsupportedparameter",
+        "unsupportedvalue",
+        "invalidimage",
+        "invalidbase64",
+        "imageparseerror",
+        "cyberpolicyviolation",
+    ]
+)
+_RATE_LIMITS = frozenset(
+    [
+        "ratelimitexceeded",
+        "ratelimiterror",
+        "ratelimit",
+        "tokens",
+        "requests",
+        "insufficientquota",
+        "toomanyrequests",
+        "resourceexhausted",
+        "throttling",
+        "throttling.ratequota",
+        "throttlingexception",
+        "quotaexceeded",
+    ]
+)
+_NAMES = frozenset(
+    [
+        "modelnotfound",
+        "unknownmodel",
+        "modelnotsupported",
+        "unsupportedmodel",
+        "invalidmodel",
+        "modelnotavailable",
+        "modelnotexist",
+        "modeldoesnotexist",
+        "modelnotallowed",
+        "modelnotfounderror",
+        "deploymentnotfound",
+        "invalidmodelname",
+    ]
+)
+_STATUSES = {
+    **dict.fromkeys(_CONTENT, 400),
+    **dict.fromkeys(_NAMES, 404),
+    **dict.fromkeys(_RATE_LIMITS, 429),
+    "invalidrequesterror": 400,
+    "invalidargument": 400,
+    "badrequesterror": 400,
+    "authenticationerror": 401,
+    "unauthenticated": 401,
+    "invalidapikey": 401,
+    "billingerror": 402,
+    "permissionerror": 403,
+    "permissiondenied": 403,
+    "notfounderror": 404,
+    "notfound": 404,
+    "timeouterror": 504,
+    "apierror": 500,
+    "servererror": 500,
+    "internal": 500,
+    "internalerror": 500,
+    "internalservererror": 500,
+    "unavailable": 503,
+    "serviceunavailable": 503,
+    "serverisoverloaded": 503,
+    "overloadederror": 529,
+}
+
+_content = re.compile(
+    r"context (?:length|window)|maximum context|contextwindowexceeded|contentpolicyviolation"
+    r"|content[ _](?:policy|filter|management policy)|flagged|moderation|safety (?:system|reasons)"
+    r"|(?:prompt|input|request|messages?) (?:is|are|was) too (?:long|large)|request too large"
+    r"|too many (?:input )?tokens|invalid schema|invalid (?:tool|function)",
+    re.IGNORECASE,
+).search
+
+# What is said of a name that is not taken. Of something that the model can't do it is said with the name behind a
+# preposition: "tools are not supported for NAME".
+_SAID = (
+    r"not found|does not exist|(?:do|did)es ?n[o']t exist|not exist|not available|not supported|not a valid|unknown"
+    r"|invalid model|no access|not have access|no endpoints found for|unable to access"
+)
+_SIX_WORDS = r"(?:[^\w\s]*\s+\S+){0,6}?[^\w]*?"
+_ANOTHER_SUBJECT = r"(?!(?:(?<=supported)|(?<=available))\s+(?:for|with|by|in|on|when)\b)"
+_sentences = re.compile(r"(?<=[.!?;])\s+|[\r\n]+").split
+
+
+@lru_cache(maxsize=256)
+def _said_of(model: str) -> re.Pattern[str]:
+    name = rf"(?:(?<=models/)|(?<![\w./:-])){re.escape(model)}(?![\w/-]|[.:]\w)"
+    return re.compile(
+        rf"{name}[^\w]*?{_SIX_WORDS}\b(?:{_SAID})\b|\b(?:{_SAID})\b{_ANOTHER_SUBJECT}{_SIX_WORDS}{name}", re.IGNORECASE
+    )
+
+
+def _is_about_the_name(error: Error, model: str) -> bool:
+    if error.words & _NAMES or error.param == "model":
+        return True
+    if "notfounderror" in error.words and error.text.strip().lower().startswith("model:"):  # Anthropic
+        return True
+    if model.lower() not in error.text.lower():
+        return False
+    return any(_said_of(model).search(sentence) for sentence in _sentences(error.text))
