@@ -14,7 +14,6 @@ StructT = TypeVar("StructT", bound=msgspec.Struct)
 
 # What stands under these names is never shown.
 SECRETS = frozenset({"secret", "url"})
-MAX_SHOWN = 80
 _credentials = re.compile(r"(?<!/)//[^/\s:@]*:[^/\s]*@")  # of a URL (RFC 3986, section 3.2.1)
 _UNITS = ("_seconds", "_bytes", "")  # which are easily left out
 
@@ -31,29 +30,26 @@ class _Reader:
 
     def __init__(self) -> None:
         self.faults: list[str] = []
-        self._templates: dict[str, Template] = {}
 
-    def read(self, kind: Any, value: Any, path: str) -> Any:
-        if isinstance(value, Template):
-            self._templates[path] = value
-            try:
-                value = value.fill()
-            except YAMLFault as fault:
-                return self._fault(path, str(fault))
-        if typing.get_origin(kind) is typing.Annotated and typing.get_origin(typing.get_args(kind)[0]) is tuple:
-            kind = typing.get_args(kind)[0]
-            if isinstance(value, list | tuple) and not value:
-                return self._fault(path, "found an empty list, expected at least one item")
-        if typing.get_origin(kind) is tuple:
-            return self._read_list(kind, value, path)
-        if typing.get_origin(kind) is dict:
-            return self._read_aliases(kind, value, path)
-        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-            return self._read_struct(kind, value, path)
+    def read(self, kind: Any, written: Any, path: str) -> Any:
         try:
-            return msgspec.convert(value, kind)
-        except (ValueError, OverflowError):
-            return self._unexpected(path, value, expected(kind))
+            readings = written.fill() if isinstance(written, Template) else (written,)
+        except YAMLFault as fault:
+            return self._fault(path, str(fault))
+        value = readings[0]
+        shape = typing.get_args(kind)[0] if typing.get_origin(kind) is typing.Annotated else kind
+        if isinstance(shape, type) and issubclass(shape, msgspec.Struct):
+            return self._read_struct(shape, value, path)
+        if typing.get_origin(shape) is dict and isinstance(value, Mapping):
+            return self._read_mapping(shape, value, path)
+        if typing.get_origin(shape) is tuple and isinstance(value, list | tuple) and value:
+            return tuple(self.read(shape.__args__[0], item, _join(path, index)) for index, item in enumerate(value))
+        for reading in readings:
+            try:
+                return msgspec.convert(reading, kind)
+            except (ValueError, OverflowError):
+                pass
+        return self._unexpected(path, written, value, expected(kind))
 
     def _read_struct(self, kind: type[msgspec.Struct], value: Any, path: str) -> Any:
         if value is None:  # a section whose every line is commented out
@@ -77,32 +73,21 @@ class _Reader:
                 self._fault(_join(path, name), f"missing, expected {expected(field.type)}")
         return None if self.faults else kind(**read)
 
-    def _read_list(self, kind: Any, value: Any, path: str) -> Any:
-        item_kind = typing.get_args(kind)[0]
-        if not isinstance(value, list | tuple):
-            return self._unexpected(path, value, f"a list, each item {expected(item_kind)}")
-        return tuple(self.read(item_kind, item, _join(path, index)) for index, item in enumerate(value))
-
-    def _read_aliases(self, kind: Any, value: Any, path: str) -> Any:
-        if not isinstance(value, Mapping):
-            return self._unexpected(path, value, "a mapping of name to name")
+    def _read_mapping(self, kind: Any, value: Mapping[Any, Any], path: str) -> Any:
         name_kind, target_kind = typing.get_args(kind)
-        aliases: dict[str, str] = {}
+        read: dict[Any, Any] = {}
         for key, item in value.items():
-            name = self.read(name_kind, key, path)
-            self._templates.pop(path, None)  # it was the name's
-            target = self.read(target_kind, item, _join(path, key))
-            if isinstance(name, str) and isinstance(target, str):
-                if target.count("*") > name.count("*"):
-                    self._unexpected(_join(path, key), target, "no more * than in the name")
-                aliases[name] = target
-        return aliases
+            name, target = self.read(name_kind, key, path), self.read(target_kind, item, _join(path, key))
+            if isinstance(name, str) and isinstance(target, str) and target.count("*") > name.count("*"):
+                self._unexpected(_join(path, key), item, target, "no more * than in the name")
+            read[name] = target
+        return read
 
-    def _unexpected(self, path: str, value: Any, wanted: str) -> None:
+    def _unexpected(self, path: str, written: Any, value: Any, wanted: str) -> None:
         if path.rpartition(".")[2] in SECRETS:
             found = kind_of(value)
-        elif path in self._templates:  # what the environment holds may be a secret
-            found = f"{_shown(str(self._templates[path]))}, filled in as {kind_of(value)}"
+        elif isinstance(written, Template):  # what the environment holds may be a secret
+            found = f"{_shown(str(written))}, filled in as {kind_of(value)}"
         else:
             found = _shown(value)
         self._fault(path, f"found {found}, expected {wanted}")
@@ -113,13 +98,16 @@ class _Reader:
 
 def expected(kind: Any) -> str:
     """Return in words what a setting of type *kind* takes."""
+    arguments = typing.get_args(kind)
     if typing.get_origin(kind) is typing.Annotated:
         return str(kind.__metadata__[0].description)
     if typing.get_origin(kind) is typing.Literal:
-        return " or ".join(f'"{choice}"' for choice in typing.get_args(kind))
-    if typing.get_args(kind):  # a union
-        return " or ".join(map(expected, typing.get_args(kind)))
-    return {bool: "true or false", type(None): "null", str: "a string"}.get(kind, "a mapping")
+        return " or ".join(f'"{choice}"' for choice in arguments)
+    if typing.get_origin(kind) is tuple:
+        return f"a list, each item {expected(arguments[0])}"
+    if typing.get_origin(kind) is not dict and arguments:  # a union
+        return " or ".join(map(expected, arguments))
+    return {bool: "true or false", type(None): "null", str: "a string"}.get(kind, "a mapping of name to name")
 
 
 def _shown(value: Any) -> str:
@@ -127,11 +115,8 @@ def _shown(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, Mapping | list | tuple):
         return kind_of(value)
-    try:
-        text = str(without_credentials(repr(value) if isinstance(value, str) else str(value)))
-    except ValueError:  # Python writes no int of over 4,300 digits
-        return "a number of too many digits"
-    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
+    text = str(without_credentials(repr(value) if isinstance(value, str) else str(value)))
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def without_credentials(value: Any) -> Any:
@@ -145,17 +130,17 @@ def without_credentials(value: Any) -> Any:
 
 def kind_of(value: Any) -> str:
     """Return what a value is, without what is in it."""
-    kinds = {str: "text", bool: "true or false", int: "a number", float: "a number", type(None): "nothing"}
     if isinstance(value, Mapping):
         return "a mapping"
-    return "a list" if isinstance(value, list | tuple) else kinds.get(type(value), f"a {type(value).__name__}")
+    if isinstance(value, list | tuple):
+        return "a list" if value else "an empty list"
+    kinds = {str: "text", bool: "true or false", int: "a number", float: "a number", type(None): "nothing"}
+    return kinds.get(type(value), f"a {type(value).__name__}")
 
 
 def _key(key: object) -> str:
     """Return a key as it is shown: where a space was forgotten (`secret:xyz`), it can hold a secret."""
-    if isinstance(key, str) and re.fullmatch(r"[\w.*/@${}-]{1,80}", key):
-        return key
-    return str(key) if isinstance(key, int) and abs(key) < 1_000_000 else "?"
+    return str(key) if re.fullmatch(r"[\w.*/@${}-]{1,80}", str(key)) else "?"
 
 
 def _join(path: str, key: object) -> str:

@@ -4,27 +4,46 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
 
-from .kinds import (
-    AtLeastOne,
-    Bytes,
-    Count,
-    DecisionSource,
-    Name,
-    OnFailure,
-    PartitionPart,
-    PathPattern,
-    RouterModel,
-    Seconds,
-    SessionSource,
-    StoreURL,
-)
+from ..wire.headers import NAME
 from .reading import SECRETS, read_settings, without_credentials
-from .yaml import MAX_BYTES, YAMLFault, dump_yaml, load_yaml
+from .yaml import dump_yaml, load_yaml
+
+# Our own headers are no source of anything.
+_HEADER = rf"header:(?!(?i:x-session-pin|x-session-pinned|x-session-model)\Z){NAME}"
+_BODY = r"body:[^.\s]+(\.[^.\s]+)*"
+
+# What a description says is the "expected ..." of a message.
+ItemT = TypeVar("ItemT")
+AtLeastOne = Annotated[tuple[ItemT, ...], Meta(min_length=1, description="a list of at least one item")]
+Seconds = Annotated[float, Meta(gt=0, le=10**9, description="a number of seconds above 0, at most 1,000,000,000")]
+Count = Annotated[int, Meta(ge=1, le=10**9, description="a whole number from 1 to 1,000,000,000")]
+Bytes = Annotated[int, Meta(ge=1, le=10**12, description="a whole number of bytes from 1 to 1,000,000,000,000")]
+Name = Annotated[str, Meta(min_length=1, description="a name or a pattern with *")]
+RouterModel = Annotated[str, Meta(pattern=r"[^*]", description="a name or a pattern with *, but not * alone")]
+SessionSource = Annotated[
+    str,
+    Meta(
+        pattern=f"^({_HEADER}|{_BODY}|preset:coding-agents)\\Z",
+        description='"header:NAME", "body:PATH.TO.ID" or "preset:coding-agents"',
+    ),
+]
+PartitionPart = Annotated[str, Meta(pattern=f"^({_HEADER}|model)\\Z", description='"header:NAME" or "model"')]
+DecisionSource = Annotated[
+    str, Meta(pattern=f"^({_HEADER}|{_BODY})\\Z", description='"header:NAME" or "body:PATH.TO.NAME"')
+]
+StoreURL = Annotated[
+    str,
+    Meta(
+        pattern=r"^(memory://|sqlite:///[^\x00]+|rediss?://\S+)\Z",
+        description='"memory://", "sqlite:///FILE", "redis://HOST:PORT/DB" or "rediss://HOST:PORT/DB"',
+    ),
+]
+OnFailure = Literal["reroute", "pass"]
 
 
 class ConfigError(ValueError):
@@ -115,7 +134,7 @@ class Endpoint(_Section, frozen=True):
     - `kind`: `completion` (pinned), `decision` (only says which model it would use) or `ignore`.
     """
 
-    path: PathPattern
+    path: Annotated[str, Meta(pattern=r"^[/*]", description='a path pattern that starts with "/" or "*"')]
     kind: Literal["completion", "decision", "ignore"] = "completion"
 
 
@@ -248,10 +267,8 @@ def source_name(source: object) -> str:
 def _read_file(path: str) -> Any:
     try:
         with open(path, "rb") as file:
-            return load_yaml(file.read(MAX_BYTES + 1))
+            return load_yaml(file.read())
     except OSError as error:
         raise ConfigError(path, [f"can't be read: {error.strerror}"]) from None
-    except YAMLFault as fault:
-        raise ConfigError(path, [str(fault)]) from None
-    except ValueError:
-        raise ConfigError(repr(path), ["can't be read: a path can't hold these characters"]) from None
+    except ValueError as error:  # the text is no YAML, or the path holds what no path can
+        raise ConfigError(path, [str(error)]) from None

@@ -1,6 +1,4 @@
 import datetime
-import os
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,7 @@ from hypothesis import strategies as st
 
 from asgi_session_pin.config import Config, ConfigError, Decisions, Endpoint, Limits, Routing, Sessions, Store
 from asgi_session_pin.config.reading import read_settings
-from asgi_session_pin.config.yaml import MAX_BYTES, load_yaml
+from asgi_session_pin.config.yaml import load_yaml
 from config_files import error_of, faults, faults_of, load
 
 # What is accepted
@@ -215,8 +213,8 @@ def test_a_bad_value_in_a_config_made_in_python_is_refused(config: Config) -> No
 @pytest.mark.parametrize(
     ("source", "found"),
     [
-        ([], "a list"),
-        ((), "a list"),
+        ([], "an empty list"),
+        ((5,), "a list"),
         (5, "a number"),
         (5.5, "a number"),
         (True, "true or false"),
@@ -243,26 +241,10 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     assert faults_of(tmp_path) == ["can't be read: Is a directory"]
 
 
-@pytest.mark.parametrize(("path", "shown"), [("a\0b", r"'a\x00b'"), ("\ud800", r"'\ud800'")])
-def test_a_path_that_no_file_can_have_is_refused(path: str, shown: str) -> None:
-    assert str(error_of(path)) == f"{shown}: 1 fault\n  can't be read: a path can't hold these characters"
-
-
-def test_a_file_of_the_size_limit_is_read(file: Path) -> None:
-    assert load(file, b"response_headers: false #".ljust(MAX_BYTES, b"x")) == Config(response_headers=False)
-
-
-@pytest.mark.parametrize("size", [MAX_BYTES + 1, 200_000_000])
-def test_a_file_above_the_size_limit_is_refused_without_reading_all_of_it(file: Path, size: int) -> None:
-    file.touch()
-    os.truncate(file, size)  # sparse
-    tracemalloc.start()
-    try:
-        assert faults_of(file) == ["found more than 262,144 bytes, which no settings need"]
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < 10_000_000
+@pytest.mark.parametrize(("path", "told"), [("a\0b", "embedded null byte"), ("\ud800", "surrogates not allowed")])
+def test_a_path_that_no_file_can_have_is_refused(path: str, told: str) -> None:
+    (fault,) = faults_of(path)
+    assert told in fault
 
 
 # What is shown and written
