@@ -19,6 +19,8 @@ from .evidence import BodyReader, Reply
 
 MAX_TOKENS = 16
 MAX_LIST_BYTES = 8_388_608  # of a list of models or deployments
+_HIDDEN = "(hidden)"
+_MIN_HIDDEN = 8  # characters of a secret that is hidden inside of a longer text too
 
 EASY = "Hello! What is the capital of France?"
 HARD = (
@@ -33,8 +35,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
     - `base`: the URL that all paths are below; `path`: of the completion endpoint.
     - `headers`: of each request, by lower-case name.
-    - `secrets`: texts that must not be shown, whatever the gateway does with them; `alone`: others that may only be
-      parts of what is shown, as short ones are of many words.
+    - `secrets`: texts that must not be shown, whatever the gateway does with them.
     - `timeout`: of each request, in seconds.
     """
 
@@ -42,7 +43,6 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     headers: dict[str, str]
     secrets: frozenset[str]
-    alone: frozenset[str]
     timeout: float
 
     @property
@@ -50,9 +50,17 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
         """The URL of the completion endpoint."""
         return self.base + self.path
 
+    def hide(self, text: str) -> str:
+        """Return *text* as it may be shown: a short secret, which is a part of many words, may be a part of it."""
+        if text in self.secrets:
+            return _HIDDEN
+        for secret in sorted(self.secrets, key=len, reverse=True):
+            text = text.replace(secret, _HIDDEN) if len(secret) >= _MIN_HIDDEN else text
+        return text
+
     def is_secret(self, text: str) -> bool:
         """Tell whether *text* is not to be shown."""
-        return text in self.alone or any(secret in text for secret in self.secrets)
+        return self.hide(text) != text
 
     @property
     def limits(self) -> tuple[str, ...]:

@@ -179,7 +179,7 @@ class BodyReader:
         found = names_in_body(members)
         named = [source for source, name in found.items() if not self._is_secret(source) and not self._is_secret(name)]
         if len(named) < len(found):
-            self.remark = "what holds the key or the value of a --header is left out"
+            self.remark = "what holds a credential is left out"
         for source in named:
             key = read_source(source)[2][0]
             self.members.setdefault(key, members[key])

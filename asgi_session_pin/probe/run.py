@@ -5,7 +5,6 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
-from functools import partial
 
 from .. import __version__
 from ..request.session import PRESETS
@@ -24,14 +23,12 @@ SENT_BACK = 16  # requests for names that answers gave
 _EACH_SENT_BACK = ((False, False), (True, False), (False, True), (True, True))
 _OTHERS = 5  # the lists of models and of deployments, at two places, a name that does not exist, one more try
 _MAX_SILENCES = 3
-_HIDDEN = "(hidden)"
 
 _ENDINGS = ("/chat/completions", "/v1/messages", "/responses")
 _is_path = re.compile(r"/[\w.~/%:@+=,-]*", re.ASCII).fullmatch
 _header = re.compile(rf"({NAME}):[ \t]*([\x21-\x7e\x80-\xff][ \t\x21-\x7e\x80-\xff]*)").fullmatch
 _is_key = re.compile(r"[\x21-\x7e]+").fullmatch
-_is_credential = re.compile(r"auth|key|token|secret|cookie|password|credential", re.IGNORECASE).search
-_tells_model = re.compile(r"model|deployment|engine|provider|rout").search  # answers may well repeat such a value
+_is_credential = re.compile(r"auth|key|token|secret|cookie|pass|credential|sign", re.IGNORECASE).search
 # Sessions would be kept on a model by gateways that know of them; the others are the probe's own affair.
 _OWN_HEADERS = {"content-length", "content-type", "transfer-encoding", "accept-encoding", "connection", "expect"}
 _SESSION_HEADERS = {"x-session-pin", *(source.partition(":")[2] for names in PRESETS.values() for source in names)}
@@ -64,24 +61,13 @@ def read_target(upstream: str, path: str, key: str | None, headers: Iterable[str
     credentials = [key or "", *(value for name, value in own.items() if _is_credential(name))]
     words = {word for text in credentials for word in [text, *re.split(r"[\s;=,]+", text)]}
     words -= {"", *(word for word in words if word.lower() in ("bearer", "basic"))}
-    secrets = frozenset(word for word in words if len(word) >= 8)
-    alone = (words - secrets) | {value for name, value in own.items() if not _tells_model(name)}
     base = f"{parts.scheme}://{parts.netloc}{base_path(parts)}"
-    target = Target(base=base, path=path, headers=sent | own, secrets=secrets, alone=frozenset(alone), timeout=timeout)
+    target = Target(base=base, path=path, headers=sent | own, secrets=frozenset(words), timeout=timeout)
     try:
         refuse_repeated(parts, [path])
     except ValueError as error:
-        raise ValueError(hide(target, str(error))) from None
+        raise ValueError(target.hide(str(error))) from None
     return target
-
-
-def hide(target: Target, text: str) -> str:
-    """Return a text as it may be printed: the key stands in no name and no URL either."""
-    if text in target.alone:
-        return _HIDDEN
-    for secret in sorted(target.secrets, key=len, reverse=True):
-        text = text.replace(secret, _HIDDEN)
-    return text
 
 
 def _read_header(text: str) -> tuple[str, str]:
@@ -97,19 +83,19 @@ def _read_header(text: str) -> tuple[str, str]:
 async def run_probe(target: Target, names: Sequence[str], *, as_json: bool) -> int:
     """Ask the gateway, print what was found, and return the exit code: that of the report, 2 if there is none."""
     limit = len(names) * 2 * len(ROUNDS) + SENT_BACK + _OTHERS
-    url = hide(target, target.url)
+    url = target.hide(target.url)
     _tell(f"at most {limit} requests to {url}, each for an answer of at most {MAX_TOKENS} tokens")
     prober = Prober(target, limit)
     evidence = Evidence(names=tuple(names))
     try:
         await _Run(target, prober, evidence).run()
     except Stopped as error:
-        _tell(f"error: {hide(target, str(error))}")
+        _tell(f"error: {target.hide(str(error))}")
         return 2
     except asyncio.CancelledError:  # by the keyboard
         _tell(f"stopped; requests sent: {prober.sent}")
         return 130
-    report = Report(evidence.renamed(partial(hide, target)), url, prober.sent, limit)
+    report = Report(evidence.renamed(target.hide), url, prober.sent, limit)
     width = min(WIDTH, max(NARROW, shutil.get_terminal_size((WIDTH, 0)).columns))
     print(report.json() if as_json else report.text(width), end="\n" if as_json else "", flush=True)
     return report.code
@@ -138,7 +124,7 @@ class _Run:
         await self._send_back()
 
     def _shown(self, name: str) -> str:
-        return shown(hide(self._target, name))
+        return shown(self._target.hide(name))
 
     async def _ask(self, name: str, hard: bool, stream: bool) -> Reply:
         first = not self._evidence.replies

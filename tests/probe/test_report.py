@@ -214,14 +214,14 @@ def test_a_key_in_a_url_that_is_refused_is_not_printed(capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("as_json", [[], ["--json"]])
-def test_values_of_headers_do_not_show_whatever_the_headers_are_called(told: Told, as_json: list[str]) -> None:
+def test_credentials_in_headers_do_not_show_short_ones_but_as_a_part_of_a_name(told: Told, as_json: list[str]) -> None:
     def respond(request: Request) -> Response:
-        tenant = request.headers["x-tenant"]
+        passcode = request.headers["x-passcode"]
         model = gateway.bodies[-1]["model"]
         if model != "auto":
-            return JSONResponse({"error": {"code": tenant}}, 404)
-        content = {"model": f"{tenant}/gpt", "model_for": tenant}
-        return JSONResponse(content, headers={"x-model-for": tenant, "x-model": request.headers["x-default-model"]})
+            return JSONResponse({"error": {"code": passcode}}, 404)
+        content = {"model": f"{passcode}/gpt", "model_for": passcode}
+        return JSONResponse(content, headers={"x-model-for": passcode, "x-model": request.headers["x-default-model"]})
 
     class Echoing(FakeGateway):
         async def _answer(self, request: Request) -> Response:
@@ -229,11 +229,11 @@ def test_values_of_headers_do_not_show_whatever_the_headers_are_called(told: Tol
             return respond(request)
 
     gateway = Echoing(plain_router)
-    headers = ["--header", "X-Tenant: hunter2", "--header", "X-Default-Model: gpt-4o"]
+    headers = ["--header", "X-Passcode: hunter2", "--header", "X-Default-Model: gpt-4o"]
     assert told(gateway, "--model", "auto", *headers, *as_json) == 1
     assert "hunter2" not in (told.output + told.error).replace("hunter2/gpt", "")  # a part of a name is none of it
     assert "header:x-model-for" not in told.output
-    assert "what holds the key or the value of a --header is left out" in told.output
+    assert "what holds a credential is left out" in told.output
     assert "gpt-4o" in told.output  # this is about models
 
 
