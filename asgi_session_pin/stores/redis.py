@@ -3,12 +3,11 @@
 import asyncio
 import contextlib
 import math
-import re
 from binascii import hexlify
 from collections.abc import Awaitable, Callable
 from inspect import iscoroutinefunction
-from typing import Any, NamedTuple, TypeAlias
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from typing import Any, TypeAlias
+from urllib.parse import urlsplit
 
 from redis.asyncio import ConnectionPool, Redis, RedisCluster
 from redis.asyncio.retry import Retry
@@ -54,7 +53,7 @@ _CONNECT_SECONDS = 1.0
 
 _URL_FORM = (
     "expected redis://USER:PASSWORD@HOST:PORT/DB?OPTION=VALUE (or rediss://, unix://), with special characters of its "
-    "parts percent-encoded"
+    "parts percent-encoded, and options that redis-py knows, but for decode_responses"
 )
 
 
@@ -66,9 +65,9 @@ class RedisStore:
     - *ttl_seconds*, *sliding*: a pin lapses so long after its last use, or after its decision if *sliding* is False.
     - *prefix*: of all keys. An ACL has to allow them for `GETEX`, `GET`, `SET`, `DEL` and `EVAL`.
 
-    With a URL the store has connections of its own in each event loop that uses it, 32 at most (`?max_connections=`);
-    `aclose` closes those of the loop it is called in. A client that is given stays its owner's: it is bound to one
-    event loop, has its own retries and limits, and is not closed here.
+    With a URL the store has connections of its own, 32 at most (`?max_connections=`), and new ones in another event
+    loop: it is for one at a time. A client that is given stays its owner's: it is bound to one event loop, has its own
+    retries and limits, and is not closed here.
 
     A call goes on until it is answered or cancelled: whoever calls bounds it. `?socket_timeout=` bounds each answer
     too, but a hit then takes 1.4 times as long. Errors of redis-py are raised without their texts.
@@ -86,8 +85,8 @@ class RedisStore:
     ) -> None:
         self._execute: _Execute
         if isinstance(client_or_url, str):
-            clients = _ClientPerLoop(client_or_url)
-            self._name, self._execute, self._close = clients.address, clients.execute, clients.aclose
+            client = _OwnClient(client_or_url)
+            self._name, self._execute, self._close = client.address, client.execute, client.aclose
         else:
             self._name, self._execute, self._close = type(client_or_url).__name__, _executor(client_or_url), _leave_open
         self._ttl = _milliseconds(ttl_seconds)
@@ -138,7 +137,7 @@ class RedisStore:
         await self._delete(self._claims + hexlify(key), token)
 
     async def aclose(self) -> None:
-        """Close the connections that the store made in this event loop."""
+        """Close the connections that the store made itself. It opens new ones when it is used."""
         await self._close()
 
     async def _delete(self, name: bytes, data: bytes) -> bool:
@@ -182,67 +181,51 @@ class _OtherType(ResponseError):
     """A key holds a list or another thing that is no string."""
 
 
-class _Link(NamedTuple):
-    execute: _Execute
-    aclose: Callable[[], Awaitable[None]]
-    slots: asyncio.Semaphore  # one for each connection: BlockingConnectionPool lets late callers overtake
-
-
-class _ClientPerLoop:
-    """A client for each event loop, since a socket belongs to the loop that opened it."""
+class _OwnClient:
+    """A client that is made at the first use, and anew in another event loop: its sockets belong to theirs."""
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._links: dict[asyncio.AbstractEventLoop, _Link] = {}
         options = _open_pool(url).connection_kwargs
         place = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
         self.address = f"{urlsplit(url).scheme}://{place}/{options.get('db', 0)}"
         """Where the client connects to, without credentials."""
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def execute(self, *command: bytes | str | int) -> Any:
         """Send a command and return the answer."""
         loop = asyncio.get_running_loop()
-        link = self._links.get(loop) or self._open(loop)
-        async with link.slots:
-            return await link.execute(*command)
+        if loop is not self._loop:
+            self._open(loop)
+        async with self._slots:
+            return await self._send(*command)
 
-    def _open(self, loop: asyncio.AbstractEventLoop) -> _Link:
-        for other in list(self._links):
-            if other.is_closed():
-                self._links.pop(other, None)  # nothing can be closed in it any more
+    def _open(self, loop: asyncio.AbstractEventLoop) -> None:
         pool = _open_pool(self._url)
-        client = Redis.from_pool(pool)
-        link = _Link(client.execute_command, client.aclose, asyncio.Semaphore(pool.max_connections))
-        self._links[loop] = link
-        return link
+        self._client = Redis.from_pool(pool)
+        self._send: _Execute = self._client.execute_command
+        # One for each connection: BlockingConnectionPool lets late callers overtake.
+        self._slots = asyncio.Semaphore(pool.max_connections)
+        self._loop = loop
 
     async def aclose(self) -> None:
-        """Close the client of this event loop."""
-        link = self._links.pop(asyncio.get_running_loop(), None)
-        if link is not None:
-            await link.aclose()
+        """Close the client; in another event loop nothing of it can be closed any more."""
+        if self._loop is asyncio.get_running_loop():
+            self._loop = None
+            await self._client.aclose()
 
 
 def _open_pool(url: str) -> ConnectionPool:
     """Return a pool of connections, none of them open yet."""
-    fault = _URL_FORM
     with contextlib.suppress(Exception):  # their messages quote parts of the URL
         parts = urlsplit(url)
-        if _is_plain(parts):
-            fault = "an option is unknown to redis-py, or has a value that it can't use"
+        # A "#", "/" or "?" in a password ends the address: redis-py drops what follows, and connects elsewhere.
+        if not parts.fragment and "@" not in parts.path + parts.query:
             pool = ConnectionPool.from_url(url, **_options(parts.scheme))
-            pool.connection_class(**pool.connection_kwargs)
-            if "decode_responses" not in pool.connection_kwargs:
+            pool.connection_class(**pool.connection_kwargs)  # it is here that options are looked at
+            if "decode_responses" not in pool.connection_kwargs:  # pins are bytes
                 return pool
-            fault = "decode_responses is no option here: pins are bytes"
-    raise ValueError(f"a Redis URL can't be used: {fault}")
-
-
-def _is_plain(url: SplitResult) -> bool:
-    """Tell whether redis-py reads all of a URL: it drops what it can't read, as what follows a "#" in a password."""
-    parse_qsl(url.query, strict_parsing=bool(url.query))  # raises ValueError, as `port` does
-    is_address = url.scheme in ("redis", "rediss") and url.port != 0 and re.fullmatch(r"/?\d*", url.path) is not None
-    return (is_address or url.scheme == "unix") and not url.fragment
+    raise ValueError(f"a Redis URL can't be used: {_URL_FORM}")
 
 
 def _options(scheme: str) -> dict[str, Any]:
