@@ -62,8 +62,9 @@ class SQLiteStore:
       while nobody has it open. It does not shrink; its room is used again.
     - Reads are made on the event loop, in microseconds, and wait for no write. Writes are made on a thread; they wait
       for another process's up to 0.25 seconds.
-    - One store serves several event loops in several threads, and every process after a fork. A closed one opens again
-      when it is used.
+    - A store is for one event loop at a time. A closed one opens again when it is used.
+    - Fork before the first use, as preforking servers do, or after `aclose`. A store that is open at a fork goes on in
+      the parent, and raises RuntimeError in the child.
     - Only keys, pins, tokens of claims and times are kept. *clock* is the wall clock, which all processes share.
     """
 

@@ -1,4 +1,4 @@
-"""One SQLite file of several processes and threads: forked ones, ones that are killed."""
+"""One SQLite file of several processes: forked ones, ones that are killed."""
 
 import asyncio
 import os
@@ -6,8 +6,8 @@ import random
 import select
 import signal
 import sqlite3
-import threading
 import time
+from collections.abc import Callable, Coroutine
 from contextlib import closing
 from functools import partial
 from hashlib import blake2b
@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from asgi_driver import Clock
-from asgi_session_pin import Pin
+from asgi_driver import SESSION, Gateway, call
+from asgi_session_pin import Pin, SessionPinMiddleware
 from asgi_session_pin.stores.sqlite import SQLiteStore
 from forks import PATIENCE, all_went_well, fork, run
-from sqlite_files import KEY, A, files, last_use
+from sqlite_files import KEY, A, files
 
 
 @pytest.fixture
@@ -48,84 +48,59 @@ def test_a_store_made_before_a_fork_serves_all_children(path: Path) -> None:
     all_went_well([fork(partial(run, add_and_check, store, key_of(number))) for number in range(4)])
 
 
-def test_a_store_used_before_a_fork_serves_all_children_and_goes_on(path: Path) -> None:
+CALLS: list[Callable[[SQLiteStore], Coroutine[object, object, object]]] = [
+    lambda store: store.get(KEY),
+    lambda store: store.add(KEY, A),
+    lambda store: store.aclose(),
+]
+
+
+async def refuses(store: SQLiteStore) -> None:
+    for asking in CALLS:
+        with pytest.raises(RuntimeError, match=r"pins\.db was open when this process was forked"):
+            await asking(store)
+
+
+def test_a_store_that_is_open_at_a_fork_goes_on_in_the_parent_alone(path: Path) -> None:
     store = SQLiteStore(path)
     asyncio.run(add_and_check(store, KEY))
 
-    def child(number: int) -> None:
-        assert not is_open(path)
-        assert asyncio.run(store.get(KEY)) == Pin(model_of(KEY), 1.0)
-        asyncio.run(add_and_check(store, key_of(number)))
+    async def child() -> None:
+        await refuses(store)
+        app = SessionPinMiddleware(Gateway("model-b"), store=store)
+        assert (await call(app, {"model": "auto"}, SESSION)).pin_status == "miss; reason=store-unavailable"
+        assert (await call(app, {"model": "auto"}, SESSION)).pin_status == "hit; reason=store-unavailable"
 
-    assert is_open(path)
-    children = [fork(partial(child, number)) for number in range(4)]
-    asyncio.run(add_and_check(store, key_of(4)))
-    all_went_well(children)
+    all_went_well([fork(partial(run, child)) for _ in range(4)])
     for number in range(5):
         asyncio.run(add_and_check(store, key_of(number)))
     asyncio.run(store.aclose())
     assert files(path) == [path]
 
 
-def is_open(path: Path) -> bool:
-    """Tell whether this process has the file open, without opening it."""
-    wanted = path.stat()
-    for descriptor in os.listdir("/dev/fd"):
-        try:
-            found = os.fstat(int(descriptor))
-        except OSError:  # the one by which the list was read
-            continue
-        if os.path.samestat(found, wanted):
-            return True
-    return False
-
-
-def test_forks_while_threads_read_and_write(path: Path) -> None:
-    store = SQLiteStore(path, clock=lambda: time.time() * 60)  # so uses are written every second
-    is_over = threading.Event()
-
-    async def work(first: int) -> None:
-        for number in count(first, 2):
-            await store.add(key_of(number), A)
-            for other in range(10):
-                await store.get(key_of(other))
-            if is_over.is_set():
-                return
-
-    threads = [threading.Thread(target=asyncio.run, args=[work(first)]) for first in range(2)]
-    for thread in threads:
-        thread.start()
-    try:
-        for number in range(40):
-            all_went_well([fork(partial(run, add_and_check, store, key_of(-1 - number)))])
-    finally:
-        is_over.set()
-        for thread in threads:
-            thread.join()
-    asyncio.run(add_and_check(store, KEY))
-    assert store.failed_renewals == 0
-    asyncio.run(store.aclose())
-
-
-async def test_uses_that_are_queued_are_written_before_a_fork(path: Path) -> None:
-    clock = Clock()
-    store = SQLiteStore(path, ttl_seconds=10, clock=clock)
+async def test_a_process_is_known_by_its_id(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = SQLiteStore(path)
     await store.add(KEY, A)
-    await clock.wait(5)
-    may_go_on = threading.Event()
-    store._file._call(may_go_on.wait)  # the thread is busy
-    await store.get(KEY)
-
-    def child() -> None:
-        assert last_use(path) == 1005
-        clock.now += 5
-        asyncio.run(store.get(KEY))
-        asyncio.run(store.aclose())
-        assert last_use(path) == 1010
-
-    all_went_well([fork(child)])
-    may_go_on.set()
+    with monkeypatch.context() as child:
+        child.setattr(os, "getpid", lambda: 0)
+        await refuses(store)
     await store.aclose()
+    monkeypatch.setattr(os, "getpid", lambda: 0)
+    assert await store.get(KEY) == A
+    await store.aclose()
+
+
+def test_a_store_that_was_closed_before_a_fork_serves_all_children_and_goes_on(path: Path) -> None:
+    store = SQLiteStore(path)
+    asyncio.run(add_and_check(store, KEY))
+    asyncio.run(store.aclose())
+    children = [fork(partial(run, add_and_check, store, key_of(number))) for number in range(4)]
+    asyncio.run(add_and_check(store, key_of(4)))
+    all_went_well(children)
+    for number in range(5):
+        asyncio.run(add_and_check(store, key_of(number)))
+    asyncio.run(store.aclose())
+    assert files(path) == [path]
 
 
 def test_processes_that_add_the_same_keys_agree(path: Path) -> None:
@@ -155,26 +130,6 @@ def test_processes_that_start_at_the_same_time_make_one_file(path: Path) -> None
         all_went_well([fork(partial(child, number)) for number in range(6)])
         with closing(sqlite3.connect(file)) as connection:
             assert list(connection.execute("SELECT number FROM pin_count")) == [(6,)]
-
-
-def test_event_loops_in_two_threads_share_a_store(path: Path) -> None:
-    store = SQLiteStore(path)
-    results: dict[str, list[Pin]] = {}
-
-    async def add_all(name: str) -> None:
-        adding = (store.add(key_of(number), Pin(name, 1.0)) for number in range(300))
-        results[name] = list(await asyncio.gather(*adding))
-        for number, pin in enumerate(results[name]):
-            assert await store.get(key_of(number)) == pin
-        await store.aclose()  # while the other one may still be at work
-
-    threads = [threading.Thread(target=asyncio.run, args=[add_all(name)]) for name in "ab"]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(PATIENCE)
-    assert results["a"] == results["b"]
-    asyncio.run(store.aclose())
 
 
 def write_for_ever(path: Path, started: int, seed: int) -> None:

@@ -122,3 +122,24 @@ async def test_a_closed_store_opens_again(path: Path) -> None:
     await asyncio.gather(store.aclose(), store.aclose(), store.aclose())
     assert await store.add(KEY, B) == A
     await store.aclose()
+
+
+def test_it_serves_one_event_loop_after_another_closed_or_not(path: Path) -> None:
+    store = SQLiteStore(path)
+    assert asyncio.run(store.add(KEY, A)) == A
+    assert asyncio.run(store.get(KEY)) == A
+    asyncio.run(store.aclose())
+    assert asyncio.run(store.get(KEY)) == A
+    asyncio.run(store.aclose())
+    assert files(path) == [path]
+
+
+async def test_reads_go_on_while_the_file_is_closed_and_opened(path: Path) -> None:
+    store = SQLiteStore(path)
+    await store.add(KEY, A)
+    closings = [asyncio.ensure_future(store.aclose()) for _ in range(20)]
+    while not all(closing.done() for closing in closings):
+        assert await store.get(KEY) == A
+        await asyncio.sleep(0)
+    await store.aclose()
+    assert files(path) == [path]
