@@ -1,11 +1,9 @@
 """What one process knows of the pins in a shared store."""
 
-import threading
 import time
 from collections.abc import Callable
 
 import msgspec
-from cachetools import LRUCache
 
 from ..pin import Pin
 from ._lru import ExpiringLRU
@@ -16,7 +14,7 @@ class Known(msgspec.Struct, gc=False):
 
     - `pin`: the one that the store said, or that was decided while it did not answer; None: it was given up.
     - `outage`: the number of the last outage when the store said so.
-    - `is_told`: False for what the store could not be told yet.
+    - `is_told`: False for what the store could not be told: it is told when the key is used again.
     - `voided`: pins that were decided before this are given up, in seconds of the wall clock.
     """
 
@@ -27,7 +25,7 @@ class Known(msgspec.Struct, gc=False):
 
 
 class LocalCopy:
-    """At most *max_entries* keys, the least recently used goes first. For several threads.
+    """At most *max_entries* keys, the least recently used goes first.
 
     *ttl_seconds* and *sliding* are as for `MemoryStore`; *timer* is monotonic, *now* the wall clock.
     """
@@ -43,72 +41,42 @@ class LocalCopy:
     ) -> None:
         self._sliding = sliding
         self._now = now
-        self._lock = threading.Lock()
         self._table = ExpiringLRU[Known](max_entries, ttl_seconds=ttl_seconds, sliding=sliding, timer=timer)
-        self._untold: LRUCache[bytes, None] = LRUCache(max_entries)  # and some that have left the table since
         self.outage = 0
         """The number of the last outage of the store: it may have lost what it said before."""
 
     def find(self, key: bytes) -> Known | None:
         """Return what is known of a key, which is a use of it."""
-        with self._lock:
-            return self._table.find(key)
+        return self._table.find(key)
 
     def is_in_doubt(self, known: Known) -> bool:
         """Tell whether the store may not know this, not because it was given up there."""
         return not known.is_told or known.outage != self.outage
 
-    @property
-    def has_untold(self) -> bool:
-        """Whether there may be something to tell the store."""
-        return bool(self._untold)
-
-    def untold(self) -> list[bytes]:
-        """Return the keys of what the store is to be told."""
-        with self._lock:
-            for key in [key for key in self._untold if self._table.peek(key) is None]:
-                del self._untold[key]
-            return list(self._untold)
-
     def keep(self, key: bytes, pin: Pin | None) -> None:
         """Take over what the store said."""
-        with self._lock:
-            if pin is None:
-                self._drop(key)
-            else:
-                self._put(key, Known(pin, self.outage), self._age(pin))
+        if pin is None:
+            self._table.drop(key)
+        else:
+            self._table.put(key, Known(pin, self.outage), self._age(pin))
 
     def decide(self, key: bytes, pin: Pin) -> None:
         """Keep a decision that the store could not be told, unless there is one."""
-        with self._lock:
-            known = self._table.find(key)
-            if known is None or known.pin is None:
-                voided = 0.0 if known is None else known.voided
-                self._put(key, Known(pin, self.outage, False, voided), self._age(pin))
+        known = self._table.find(key)
+        if known is None or known.pin is None:
+            voided = 0.0 if known is None else known.voided
+            self._table.put(key, Known(pin, self.outage, False, voided), self._age(pin))
 
     def void(self, key: bytes) -> None:
         """Give up whatever was decided up to now, which the store could not be told."""
-        with self._lock:
-            self._put(key, Known(None, self.outage, False, self._now()))
+        self._table.put(key, Known(None, self.outage, False, self._now()))
 
     def drop(self, key: bytes, pin: Pin) -> None:
         """Forget *pin*, which was given up in the store."""
-        with self._lock:
-            known = self._table.peek(key)
-            if known is not None and known.pin == pin:
-                self._drop(key)
+        known = self._table.peek(key)
+        if known is not None and known.pin == pin:
+            self._table.drop(key)
 
     def _age(self, pin: Pin) -> float:
         """Return how much of a pin's time is over: without sliding, all since the decision, wherever it was made."""
         return 0 if self._sliding else max(0, self._now() - pin.created)
-
-    def _put(self, key: bytes, known: Known, age: float = 0) -> None:
-        self._table.put(key, known, age)
-        if not known.is_told:
-            self._untold[key] = None
-        elif key in self._untold:
-            del self._untold[key]
-
-    def _drop(self, key: bytes) -> None:
-        self._table.drop(key)
-        self._untold.pop(key, None)

@@ -4,14 +4,11 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
-
-from cachetools import LRUCache
 
 from ..log import logger
 from ..pin import Pin, is_pin
-from ._time_limit import within
 from .base import ClaimingStore, PinStore
 from .local_copy import Known, LocalCopy
 
@@ -21,9 +18,7 @@ FAILURES_TO_REST = 3  # in a row: one key, or one shard of a cluster, is not the
 FIRST_REST_SECONDS = 1.0
 LONGEST_REST_SECONDS = 5.0
 TRIAL_SECONDS = 2.0  # nobody waits for a trial, which may have to connect
-PAUSE_SECONDS = 1.0
 CLOSING_SECONDS = 5.0
-MAX_CLAIMS = 10_000  # that are to be given back
 
 
 class StoreUnavailable(Exception):
@@ -38,9 +33,9 @@ class ResilientStore:
       own.
     - *timeout_seconds*: for each call that is given no other time.
 
-    All methods raise StoreUnavailable where the store fails. After some failures in a row it is left alone, and asked
-    again now and then while nobody waits. What was decided and given up meanwhile is told to it when it is back: the
-    first writer wins there.
+    All methods raise StoreUnavailable where the store fails. After some failures in a row it is left alone, and tried
+    again now and then while nobody waits. What was decided and given up meanwhile is told to it when the key is used
+    again: the first writer wins there. For one event loop at a time.
     """
 
     def __init__(
@@ -60,11 +55,8 @@ class ResilientStore:
         self._is_out = False
         self._rest_seconds = FIRST_REST_SECONDS
         self._rests_until = 0.0
-        self._trial: asyncio.Task[None] | None = None
         self._tokens: dict[bytes, bytes] = {}  # of the claims that this process has
-        self._unreleased: LRUCache[tuple[bytes, bytes], None] = LRUCache(MAX_CLAIMS)
-        self._telling: asyncio.Task[None] | None = None
-        self._tells_again_at = 0.0
+        self._beside: set[asyncio.Task[None]] = set()  # trials and releases, for which nobody waits
         self._told = False
 
     async def get(self, key: bytes, until: float | None = None) -> Pin | None:
@@ -131,16 +123,15 @@ class ResilientStore:
         return claimed
 
     def release(self, key: bytes) -> None:
-        """Give the claim back that this process has, if it has one; nobody waits for it."""
+        """Give the claim back that this process has, if it has one; nobody waits for it, and if it fails it lapses."""
         token = self._tokens.pop(key, None)
         if token is not None:
-            self._unreleased[key, token] = None
-            self._tells_again_at = 0.0
-            self._catch_up()
+            self._start(self._give_back(key, token))
 
     async def aclose(self) -> None:
-        """Close the store."""
-        beside = [task for task in (self._telling, self._trial) if task is not None and _is_running(task)]
+        """Close the store; raises what it raises, TimeoutError after 5 seconds."""
+        loop = asyncio.get_running_loop()
+        beside = [task for task in self._beside if task.get_loop() is loop]
         for task in beside:
             task.cancel()
         async with asyncio.timeout(CLOSING_SECONDS):
@@ -170,7 +161,7 @@ class ResilientStore:
             raise StoreUnavailable("the store failed lately and is not asked for the moment")
         seconds = until - self._timer()
         try:
-            result = await within(seconds, call)
+            result = await _within(seconds, call)
         except Exception as error:
             # That a write is refused, since the server is full or a replica, says nothing of the reads. Nor does it
             # say much that what is left of a request's time was not enough.
@@ -178,7 +169,6 @@ class ResilientStore:
                 self._failed(is_short=isinstance(error, TimeoutError) and seconds < self._timeout * 0.9)
             raise StoreUnavailable("the store did not answer") from error
         self._failures = 0
-        self._catch_up()
         return result
 
     def _failed(self, is_short: bool) -> None:
@@ -193,45 +183,30 @@ class ResilientStore:
         self._rests_until = self._timer() + seconds
 
     def _try_again(self, key: bytes) -> None:
-        if self._timer() >= self._rests_until and not _is_running(self._trial):
-            self._trial = asyncio.get_running_loop().create_task(self._try(key))
+        if self._timer() >= self._rests_until:
+            seconds = max(TRIAL_SECONDS, self._timeout)
+            self._rests_until = self._timer() + seconds  # one trial at a time
+            self._start(self._try(key, seconds))
 
-    async def _try(self, key: bytes) -> None:
+    async def _try(self, key: bytes, seconds: float) -> None:
         try:
-            await within(max(TRIAL_SECONDS, self._timeout), lambda: self._read(key))
+            await _within(seconds, lambda: self._read(key))
         except Exception:
-            return self._rest(min(2 * self._rest_seconds, LONGEST_REST_SECONDS))
-        self._is_out = False
-        self._failures = 0
-        self._tells_again_at = 0.0
-        return self._catch_up()
-
-    def _catch_up(self) -> None:
-        """Tell the store what it missed: sessions go on in other processes too."""
-        is_due = (self._unreleased or self._copy.has_untold) and self._timer() >= self._tells_again_at
-        if is_due and not self._is_out and not _is_running(self._telling):
-            self._telling = asyncio.get_running_loop().create_task(self._tell())
-
-    async def _tell(self) -> None:
-        refused: list[tuple[bytes, bytes]] = []
-        while self._unreleased:
-            claim, _ = self._unreleased.popitem()
-            try:
-                await self._give_back(*claim)
-            except StoreUnavailable:
-                refused.append(claim)
-        for key in self._copy.untold():
-            with contextlib.suppress(StoreUnavailable):
-                await self.get(key)
-        for claim in refused:
-            self._unreleased[claim] = None
-        if refused or self._copy.has_untold:
-            self._tells_again_at = self._timer() + PAUSE_SECONDS
+            self._rest(min(2 * self._rest_seconds, LONGEST_REST_SECONDS))
+        else:
+            self._is_out = False
+            self._failures = 0
 
     async def _give_back(self, key: bytes, token: bytes) -> None:
         claims = self._claims
         assert claims is not None
-        await self._ask(key, lambda: claims.release(key, token), self._until())
+        with contextlib.suppress(StoreUnavailable):
+            await self._ask(key, lambda: claims.release(key, token), self._until())
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
 
     async def _read(self, key: bytes) -> Pin | None:
         pin = await self._store.get(key)
@@ -258,6 +233,19 @@ class ResilientStore:
         await self._store.discard(key, value)
 
 
-def _is_running(task: asyncio.Task[None] | None) -> bool:
-    """Tell whether a task goes on, in this event loop: another one may be closed, or be left behind by a fork."""
-    return task is not None and not task.done() and task.get_loop() is asyncio.get_running_loop()
+async def _within(seconds: float, call: Callable[[], Awaitable[ResultT]]) -> ResultT:
+    """Return what *call* gives; whatever it fails by, but for a cancellation from outside, is an Exception."""
+    if seconds <= 0:
+        raise TimeoutError
+    task = asyncio.current_task()
+    assert task is not None
+    cancellations = task.cancelling()
+    try:
+        async with asyncio.timeout(seconds):
+            return await call()
+    except (Exception, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # also what the store's client is cancelled by, or a panic of native code
+        if isinstance(error, asyncio.CancelledError) and task.cancelling() > cancellations:
+            raise
+        raise RuntimeError("the store's client was cancelled, or broke down") from error

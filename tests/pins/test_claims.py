@@ -141,26 +141,6 @@ async def test_nobody_waits_for_the_claim_to_be_given_back() -> None:
     await until(lambda: not store.claims)
 
 
-async def test_a_claim_that_could_not_be_given_back_is_given_back_later() -> None:
-    class Failing(SharedStore):
-        is_out = True
-
-        async def release(self, key: bytes, token: bytes) -> None:
-            if self.is_out:
-                raise OSError("down")
-            await super().release(key, token)
-
-    store, router = Failing(), Router("a", "b", "c")
-    router.go_on.set()
-    [app] = processes(router, store, 1)
-    assert (await ask(app)).pin_status == "miss"
-    await pass_time()
-    assert len(store.claims) == 1
-    store.is_out = False
-    assert (await ask(app, (b"authorization", b"other"))).pin_status == "miss"
-    await until(lambda: not store.claims)
-
-
 async def test_a_request_that_is_cancelled_anywhere_leaves_no_claim() -> None:
     class Slow(SharedStore):
         async def get(self, key: bytes) -> Pin | None:

@@ -12,14 +12,13 @@ def known_model(copy: LocalCopy, key: bytes) -> str | None:
     return None if known is None or known.pin is None else known.pin.model
 
 
-async def test_the_least_recently_used_goes_first_with_all_that_was_to_be_told_of_it() -> None:
+async def test_the_least_recently_used_goes_first() -> None:
     copy = LocalCopy(max_entries=2)
     copy.decide(b"1", A)
     copy.decide(b"2", A)
     assert known_model(copy, b"1") == "a"
     copy.keep(b"3", A)
     assert [known_model(copy, key) for key in (b"1", b"2", b"3")] == ["a", None, "a"]
-    assert copy.untold() == [b"1"]
 
 
 async def test_a_sliding_time_is_counted_from_the_last_use_here() -> None:
@@ -40,19 +39,6 @@ async def test_a_decision_takes_the_place_of_one_that_lapsed() -> None:
     await clock.wait(10)
     copy.decide(b"1", B)
     assert known_model(copy, b"1") == "b"
-
-
-async def test_what_left_is_not_told() -> None:
-    clock = Clock()
-    copy = LocalCopy(ttl_seconds=10, max_entries=2, timer=clock, now=clock)
-    for key in (b"1", b"2", b"3"):
-        copy.decide(key, A)
-    assert copy.untold() == [b"2", b"3"]
-    copy.keep(b"2", A)
-    assert copy.untold() == [b"3"]
-    await clock.wait(10)
-    assert copy.untold() == []
-    assert not copy.has_untold
 
 
 async def test_a_fixed_time_is_counted_from_the_decision_wherever_it_was_made() -> None:
