@@ -355,7 +355,11 @@ async def test_a_store_that_restarts_empty_learns_again_what_is_in_use(server: S
     assert await one.get(K) is None, "this miss is no loss"
 
 
-@case(Section.SHARED_STORE, "a pin is given up while it is out", "stays given up when it is back")
+@case(
+    Section.SHARED_STORE,
+    "a pin is given up while it is out",
+    "stays given up in its process, and everywhere from the session's next request there",
+)
 async def test_pins_that_were_given_up_while_the_store_was_out_stay_so(server: Server, clock: Clock) -> None:
     one = replica(server, clock)
     for key in (K, L, M):

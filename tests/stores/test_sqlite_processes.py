@@ -19,6 +19,7 @@ import pytest
 from asgi_driver import SESSION, Gateway, call
 from asgi_session_pin import Pin, SessionPinMiddleware
 from asgi_session_pin.stores.sqlite import SQLiteStore
+from behaviour_document import Section, case
 from forks import PATIENCE, all_went_well, fork, run
 from sqlite_files import KEY, A, files
 
@@ -61,6 +62,11 @@ async def refuses(store: SQLiteStore) -> None:
             await asking(store)
 
 
+@case(
+    Section.SHARED_STORE,
+    "a process is forked while its SQLite file is open",
+    "the child goes on as if the store were out; the parent has nothing of it",
+)
 def test_a_store_that_is_open_at_a_fork_goes_on_in_the_parent_alone(path: Path) -> None:
     store = SQLiteStore(path)
     asyncio.run(add_and_check(store, KEY))

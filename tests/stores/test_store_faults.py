@@ -62,7 +62,11 @@ async def test_replicas_agree(server: RedisServer) -> None:
 
 
 @case(Section.SHARED_STORE, "it is killed", "`hit` from the copy; new sessions are routed and stay in their process")
-@case(Section.SHARED_STORE, "it comes back, empty", "replicas agree again, on the first decision that is told")
+@case(
+    Section.SHARED_STORE,
+    "it comes back, empty",
+    "replicas agree again, on the first decision that is told: a session's next request tells its process's",
+)
 async def test_a_killed_server_is_done_without_and_learns_what_it_missed(server: RedisServer) -> None:
     one, other = Replica(server.url, "a"), Replica(server.url, "b")
     assert await one.ask(1) == ("a-0", "miss")
