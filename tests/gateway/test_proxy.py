@@ -138,7 +138,9 @@ def socket_upstream(answer: Callable[[socket.socket], None]) -> Iterator[tuple[s
 
 
 def answer_ok(connection: socket.socket) -> None:
-    connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+    connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok")
+    while connection.recv(65_536):
+        pass  # closed with a body unread, the connection would be reset and the answer lost
 
 
 @case(
@@ -470,12 +472,7 @@ def test_tunnels_and_websockets_are_refused() -> None:
 
 
 def test_conflicting_framing_is_settled_before_it_is_forwarded() -> None:
-    def answer_and_read_on(connection: socket.socket) -> None:
-        connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok")
-        while connection.recv(65_536):
-            pass  # closed with a body unread, the connection would be reset and the answer lost
-
-    with socket_upstream(answer_and_read_on) as (upstream, heads):
+    with socket_upstream(answer_ok) as (upstream, heads):
         with serve_app(create_gateway(upstream), http="h11", **AS_IT_IS) as url:
             request = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\nTransfer-Encoding: chunked\r\n"
             answer = _ask(url, request + b"Connection: close\r\n\r\n2\r\nhi\r\n0\r\n\r\n")
