@@ -117,7 +117,11 @@ class ResilientStore:
         claims = self._claims
         assert claims is not None
         token = self._tokens[key] = secrets.token_bytes(16)
-        claimed = await self._ask(key, lambda: claims.claim(key, token, lease_seconds), self._until(until))
+        try:
+            claimed = await self._ask(key, lambda: claims.claim(key, token, lease_seconds), self._until(until))
+        except asyncio.CancelledError:
+            self.release(key)  # who asked has left, and whoever is next has to ask
+            raise
         if not claimed:
             del self._tokens[key]
         return claimed

@@ -105,6 +105,7 @@ def told(answers: list[Answer]) -> list[tuple[str | None, Any]]:
 async def test_one_process_decides_and_the_others_get_its_decision() -> None:
     store, router = SharedStore(), Router("a", "b", "c")
     tasks = [ask(app) for app in processes(router, store, 3) for _ in range(2)]
+    await until(lambda: router.routed == 1)
     await pass_time()
     assert router.routed == 1
     router.go_on.set()
@@ -320,6 +321,33 @@ async def test_a_client_that_leaves_while_it_waits_leaves_nothing_behind() -> No
     await pass_time()
     second.cancel()
     await asyncio.wait([second])
+    router.go_on.set()
+    assert told(await asyncio.gather(*[first, third])) == [("miss", "a"), ("wait", "a")]
+    await until(lambda: not store.claims)
+
+
+async def test_a_client_that_leaves_while_the_store_is_asked_for_a_claim_passes_none_on() -> None:
+    class Slow(SharedStore):
+        is_slow = False
+
+        async def claim(self, key: bytes, token: bytes, seconds: float) -> bool:
+            claimed = await super().claim(key, token, seconds)
+            if self.is_slow:
+                self.calls.append("slow")
+                await asyncio.Event().wait()
+            return claimed
+
+    store, router = Slow(), Router("a", "b")
+    one, other = processes(router, store)
+    first = ask(one)
+    await until(lambda: router.routed == 1)
+    store.is_slow = True
+    second, third = ask(other), ask(other)
+    await until(lambda: "slow" in store.calls)
+    store.is_slow = False
+    second.cancel()
+    await asyncio.wait([second])
+    await pass_time()
     router.go_on.set()
     assert told(await asyncio.gather(*[first, third])) == [("miss", "a"), ("wait", "a")]
     await until(lambda: not store.claims)
