@@ -68,6 +68,10 @@ def response_headers(status: bytes, reason: bytes | None, model: str | None) -> 
     return headers if model is None else [*headers, (b"x-session-model", model.encode())]
 
 
+def keep_nothing(message: Message) -> None:
+    """Keep no message."""
+
+
 class Answer(Opaque):
     """Stands between the app's `send` and the server's.
 
@@ -81,16 +85,17 @@ class Answer(Opaque):
     tells: bool = True  # whether the client gets our headers
     watches: bool = True  # whether it is seen to it that a stream does not fail after all
     last: deque[Message] | None = None
+    keep: Callable[[Message], None] = keep_nothing  # what `last` keeps messages by
     has_raised: bool = False
     framing: Framing = Framing.NONE
 
     def send(self, message: Message) -> Awaitable[None]:
         """The app's `send`."""
         stage = self.stage
-        if stage is PASSING:
-            return self.exchange.send(message)
         if stage is WATCHING:
-            self.last.append(message)  # type: ignore[union-attr]
+            self.keep(message)
+            return self.exchange.send(message)
+        if stage is PASSING:
             return self.exchange.send(message)
         if message["type"] == "http.response.start":
             return self._start(message)
@@ -166,6 +171,7 @@ class Answer(Opaque):
         if not self.watches or self.framing not in STREAMED:
             return PASSING
         self.last = deque(maxlen=LAST_MESSAGES)
+        self.keep = self.last.append
         return WATCHING
 
     def _tell(self, message: Message, headers: Headers, is_clean: bool = False) -> Awaitable[None]:

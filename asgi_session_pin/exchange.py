@@ -36,6 +36,7 @@ class Exchange(Opaque):
     picked: dict[bytes, bytes]
     unusual: bool  # its headers need a second look
     session_id: bytes | None
+    decides: bool  # whether the endpoint only says which model it would use
     inner: Scope | None = None  # the app's scope, of the call that is under way
     body: RequestBody | None = None  # of that call
     status: bytes = b"miss"
@@ -61,11 +62,6 @@ class Exchange(Opaque):
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()  # it is of use in this process and request only
-
-    @property
-    def decides(self) -> bool:
-        """Whether this is a decision endpoint."""
-        return self.endpoint.kind == "decision"
 
     @property
     def credential(self) -> bytes:

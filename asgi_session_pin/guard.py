@@ -3,25 +3,23 @@
 import asyncio
 import sys
 from collections import deque
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from msgspec import field
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Send
 
-from .answer import JSON_TYPE, LAST_MESSAGES, PASSING, PLAIN, WATCHING, Answer, Stage, listed
+from .answer import LAST_MESSAGES, PASSING, WATCHING, Answer, Stage, keep_nothing, listed
 from .log import Opaque
 from .outcome import count_failure, is_proven, prove, showed_late_failure
 from .response.errors import Error, read_error
 from .response.judge import Verdict, implied_status, judge
-from .response.output import HELD_BYTES, Output, Seen, look_at_body, open_output
+from .response.output import HELD_BYTES, Output, Seen, is_plain_output, open_output
 from .response.pieces import STREAMED
 from .wire.compression import decode_whole
-from .wire.headers import header_name
 from .wire.messages import body_of
 
 GONE_SECONDS = 30.0  # a client that leaves sooner may have changed its mind
-_JSON = {b"content-type": b"application/json"}
 
 
 class Guard(Opaque):
@@ -37,21 +35,22 @@ class Guard(Opaque):
     stage: Stage = Stage.WAITING
     held: list[Message] = field(default_factory=list)
     size: int = 0  # of the held bodies, in bytes
-    output: Output | None = None  # looks for output; None where the body is plain JSON, until a part of it comes alone
+    output: Output | None = None  # looks for output; None until that can't be told at a glance
     fault: Error | None = None  # what a 2xx answer says that is an error
     verdict: Verdict | None = None  # of a failure
     error: Exception | None = None  # what the app raised, instead of an answer
     failed_late: bool = False  # after a part of the answer had gone out
     last: deque[Message] | None = None
+    keep: Callable[[Message], None] = keep_nothing  # what `last` keeps messages by
     flushing: asyncio.Task[None] | None = None  # the time was up
 
     def send(self, message: Message) -> Awaitable[None]:
         """The app's `send`."""
         stage = self.stage
-        if stage is PASSING:
-            return self.onward(message)
         if stage is WATCHING:
-            self.last.append(message)  # type: ignore[union-attr]
+            self.keep(message)
+            return self.onward(message)
+        if stage is PASSING:
             return self.onward(message)
         if self.flushing is not None:
             return self._send_behind(self.flushing, message)
@@ -104,20 +103,12 @@ class Guard(Opaque):
         self.flushing = asyncio.get_running_loop().create_task(self.let_go())
 
     def _start(self, message: Message) -> Awaitable[None]:
-        exchange = self.answer.exchange
-        headers = listed(message)
-        self.held.append({**message, "headers": headers})
-        exchange.runtime.hold_timer.add(self)
-        if message["status"] // 100 != 2:
-            self.stage = Stage.FAILING
-            return nothing()
-        self.stage = Stage.HOLDING
-        rules = exchange.runtime.rules
-        if exchange.streams or JSON_TYPE not in headers or not rules.plain.covers(map(header_name, headers)):
-            picked = rules.headers.pick(headers)
-            if picked.keys() <= PLAIN:
-                rules.plain.learn(headers)
-            self.output = open_output(picked, streams=exchange.streams)
+        headers = message.get("headers")
+        if type(headers) is not list:
+            message = {**message, "headers": listed(message)}
+        self.held.append(message)
+        self.stage = Stage.HOLDING if message["status"] // 100 == 2 else Stage.FAILING
+        self.answer.exchange.runtime.hold_timer.add(self)
         return nothing()
 
     def _hold(self, message: Message) -> Awaitable[None]:
@@ -166,19 +157,22 @@ class Guard(Opaque):
         return self.onward(message)
 
     def _look(self, chunk: bytes, more: bool) -> Seen:
-        if self.output is None:
-            if not more:  # most bodies come in one
-                seen = look_at_body(chunk)
-                self.fault = seen if isinstance(seen, Error) else None
-                return seen if isinstance(seen, Seen) else Seen.ERROR
-            self.output = open_output(_JSON, streams=False)
-        seen = self.output.feed(chunk, more)
-        self.fault = self.output.error
+        output = self.output
+        if output is None:
+            if not more and is_plain_output(chunk):  # as most answers are
+                return Seen.OUTPUT
+            output = self.output = self._open_output()
+        seen = output.feed(chunk, more)
+        self.fault = output.error
         return seen
+
+    def _open_output(self) -> Output:
+        exchange = self.answer.exchange
+        return open_output(exchange.runtime.rules.headers.pick(self.held[0]["headers"]), streams=exchange.streams)
 
     async def _pass(self) -> None:
         """Let the answer go on: it gives output."""
-        last = self.held[-LAST_MESSAGES:]
+        last = () if self.output is None else self.held[-LAST_MESSAGES:]
         await self._flush()
         self._succeed(last)
 
@@ -192,11 +186,13 @@ class Guard(Opaque):
         self.stage = PASSING
         if self.first is None and self.output is not None and (self.failed_late or self.output.framing in STREAMED):
             self.last = deque(last, LAST_MESSAGES)
+            self.keep = self.last.append
             self.stage = WATCHING
 
     async def let_go(self) -> None:
         """Let what is held go on: it is too large or too slow, or routing is not called for."""
         if self.stage is Stage.HOLDING:
+            self.output = self.output or self._open_output()
             await self._flush()
             self.stage = Stage.LOOKING
         elif self.first is not None:

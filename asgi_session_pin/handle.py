@@ -77,10 +77,9 @@ async def handle(exchange: Exchange) -> None:
     part_state(inner)
     guard = _guarded(exchange, pin)
     await _attempt(exchange, inner, guard)
-    if guard.calls_for_routing():
-        await _reroute(exchange, pin, guard)
-    elif guard.stage in HELD:
-        await _let_out(exchange, guard.let_go())
+    if guard.stage in HELD:
+        routes = guard.calls_for_routing()
+        await (_reroute(exchange, pin, guard) if routes else _let_out(exchange, guard.let_go()))
     return None
 
 

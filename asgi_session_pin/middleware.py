@@ -137,7 +137,8 @@ class SessionPinMiddleware:
         )
         if unusual:
             headers = without(headers, CONTROL_HEADERS)
-        return Exchange(self._runtime, endpoint, scope, receive, send, headers, picked, unusual, session_id)
+        decides = endpoint.kind == "decision"
+        return Exchange(self._runtime, endpoint, scope, receive, send, headers, picked, unusual, session_id, decides)
 
     def _ask_for_id(self, scope: Scope) -> bytes | None:
         assert self._call_session_id is not None

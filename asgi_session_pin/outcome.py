@@ -19,9 +19,9 @@ async def record_choice(exchange: Exchange, reader: Reader) -> None:
     """Record what a routed answer chooses, or let others lead."""
     pins = exchange.runtime.pins
     if not exchange.learns:  # it was stated, and is recorded; what the answer names is what later ones compare with
-        found, known = reader.found, exchange.health
-        if known is not None and found is not None and found.model not in (None, exchange.asked):
-            known.first = found
+        found, pin = reader.found, exchange.pin
+        if pin is not None and found is not None and found.model not in (None, exchange.asked):
+            exchange.runtime.health.of(exchange.key, pin).first = found
         return
     exchange.learns = False
     slot = exchange.place()
@@ -33,7 +33,6 @@ async def record_choice(exchange: Exchange, reader: Reader) -> None:
     exchange.pin = pin = await pins.record(slot, pin)
     exchange.model = pin.model
     exchange.used = exchange.runtime.timer()
-    exchange.health = exchange.runtime.health.begin(exchange.key, pin)
     return None
 
 
@@ -132,8 +131,8 @@ async def count_failure(exchange: Exchange) -> None:
 
 async def _count_failure(exchange: Exchange, pin: Pin) -> None:
     """Count a failure; the last one in a row gives the pin up."""
-    known = exchange.health
-    if known is not None and exchange.runtime.health.fail(known, exchange.used):
+    health = exchange.runtime.health
+    if health.fail(health.of(exchange.key, pin), exchange.used):
         exchange.runtime.warn.once(
             ("given up", pin.model),
             "the model %r failed failover.give_up_after times in a row in a session, whose pin was given up",

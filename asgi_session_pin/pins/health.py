@@ -20,7 +20,7 @@ MAX_REMEMBERED = 10_000
 class PinHealth(msgspec.Struct, eq=False):
     """What is known of one pin.
 
-    - `model`: its model.
+    - `model`, `created`: which pin it is.
     - `first`: what the answer that made it named, while it is to be compared with the first comparable answer under
       the pin; None: there is nothing to compare.
     - `is_compared`: whether that was done.
@@ -31,6 +31,7 @@ class PinHealth(msgspec.Struct, eq=False):
     """
 
     model: str
+    created: float
     first: NamedModel | None
     is_compared: bool = False
     is_proven: bool = False
@@ -60,18 +61,14 @@ class Health:
         """Tells for one answer after the other whether it is compared, where nothing else asks for it."""
 
     def of(self, key: bytes, pin: Pin) -> PinHealth:
-        """Return what is known of the pin that *key* has now."""
+        """Return what is known of the pin that *key* has now: of a new one, what it says itself."""
         try:
             known = self._pins[key]
-            if known.model == pin.model:
+            if known.created == pin.created and known.model == pin.model:
                 return known
         except KeyError:
             pass
-        return self.begin(key, pin)
-
-    def begin(self, key: bytes, pin: Pin) -> PinHealth:
-        """Know nothing of a pin but what it says itself."""
-        known = self._pins[key] = PinHealth(pin.model, pin.answered)
+        known = self._pins[key] = PinHealth(pin.model, pin.created, pin.answered)
         return known
 
     def is_proven(self, credential: bytes, model: str) -> bool:

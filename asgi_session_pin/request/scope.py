@@ -55,9 +55,10 @@ def share(inner: Scope, outer: Scope) -> None:
     del outer[SCOPE_KEY]
     shared: Any = outer.get("state")
     if shared is not state and type(state) is dict and type(shared) is dict:
-        state.clear()
-        state.update(shared)
         outer["state"] = state
+        if state != shared:
+            state.clear()
+            state.update(shared)
 
 
 def pinned_headers(headers: Headers, picked: dict[bytes, bytes], length: int, model: bytes) -> Headers:

@@ -79,8 +79,44 @@ def open_output(headers: dict[bytes, bytes], *, streams: bool) -> Output:
     return Output(pieces)
 
 
+class _End(msgspec.Struct):
+    finish_reason: str | None = None
+
+
+class _Body(msgspec.Struct):
+    """The members of an answer by which it may be an error; all else of it is read over at C speed."""
+
+    error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    base_resp: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    type: str | None = None
+    object: str | None = None
+    status: str | None = None
+    choices: list[_End] | None = None
+
+
+_decode_body = msgspec.json.Decoder(_Body).decode
+
+
+def is_plain_output(content: bytes) -> bool:
+    """Tell at a glance whether a whole body is output, as most are; where this does not tell, `find_error` does."""
+    try:
+        body = _decode_body(content)
+    except (ValueError, RecursionError):
+        return False
+    return (
+        body.error is msgspec.UNSET
+        and body.base_resp is msgspec.UNSET
+        and body.status in (None, "completed")
+        and body.object != "error"
+        and body.type != "error"
+        and not (body.choices and body.choices[0].finish_reason == "error")
+    )
+
+
 def look_at_body(content: bytes) -> Seen | Error:
     """Return what a whole body that is no stream shows."""
+    if is_plain_output(content):
+        return Seen.OUTPUT
     try:
         error = find_error(decode_members(content))
         return Seen.OUTPUT if error is None else error

@@ -6,8 +6,8 @@ from ..log import Opaque
 from ..pin import NamedModel
 from ..wire.headers import EVENTS, JSON, Headers, is_identity, media_type
 from ..wire.json import Members, read_object
-from .errors import find_error
-from .output import DONE, Seen, look_at_body
+from .errors import Error, find_error
+from .output import DONE, look_at_body
 from .pieces import Framing, Pieces, open_pieces
 from .rules import ModelRules
 
@@ -43,6 +43,8 @@ class Reader(Opaque):
     @property
     def kind(self) -> str | None:
         """Whether the body is JSON or events, as far as it is known."""
+        if self.pieces is None and self.sent is not None:
+            return JSON
         kind = None if self.pieces is None else _KINDS.get(self.pieces.framing)
         return kind or media_type(self.headers.get(b"content-type", b""))
 
@@ -82,7 +84,7 @@ class Reader(Opaque):
 
     def _read_body(self, content: bytes) -> None:
         members = read_object(content)
-        self.failed = find_error(members) is not None if members else not isinstance(look_at_body(content), Seen)
+        self.failed = isinstance(look_at_body(content), Error)
         self.finish(members)
 
     def _read_event(self, event: str | None, data: bytes) -> None:
