@@ -70,6 +70,8 @@ class SessionPinMiddleware:
         self._sessions = SessionReader(settings.sessions, settings.sessions.sources if session_id is None else ())
         self._call_session_id = session_id
         self._headers = HeaderPicker(HEADER_NAMES | self._sessions.header_names)
+        self._signs = HeaderPicker(CONTROL_HEADERS | self._sessions.id_headers)  # without any there is nothing to do
+        self._by_headers = session_id is None and not self._sessions.reads_bodies  # which alone tell the session
         self._endpoints = [(Patterns([endpoint.path]), endpoint) for endpoint in settings.endpoints]
         self._endpoint = lru_cache(maxsize=256)(self._find_endpoint)
         opened = open_store(settings, source_name(config), clock) if store is None else store
@@ -126,9 +128,12 @@ class SessionPinMiddleware:
         headers = scope.get("headers", ())
         if type(headers) is not list:  # servers also give iterators
             headers = scope["headers"] = list(headers)
+        if self._by_headers and self._signs.has_none(headers):
+            return None
         picked = self._headers.pick(headers)
         session_id = self._sessions.find_id(picked) if self._call_session_id is None else self._ask_for_id(scope)
         if session_id is None and not self._sessions.reads_bodies and CONTROL_HEADERS.isdisjoint(picked):
+            self._signs.pick(headers)  # learns their names
             return None
         unusual = (
             not UNUSUAL_HEADERS.isdisjoint(picked)

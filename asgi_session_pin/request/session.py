@@ -42,7 +42,8 @@ class SessionReader:
         self._max_length = config.max_id_length
         self.by_model = "model" in config.partition_by
         self.reads_bodies = any(path for _, path in self._sources)
-        self.header_names = self._partition | {name for name, path in self._sources if not path}
+        self.id_headers = frozenset(name for name, path in self._sources if not path)
+        self.header_names = self._partition | self.id_headers
         secret = (config.secret or "").encode(errors="surrogatepass")
         self._digest = hashlib.blake2b(digest_size=16, key=hashlib.blake2b(secret).digest() if secret else b"")
 
