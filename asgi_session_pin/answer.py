@@ -1,27 +1,28 @@
 """The answer to one request on its way to the client: it gets our headers and is looked at for the router's choice."""
 
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from enum import Enum
 from functools import lru_cache
+from traceback import walk_tb
 
-from starlette.requests import ClientDisconnect
-from starlette.types import Message
+from starlette.types import Message, Send
 
 from .exchange import Exchange
 from .log import Opaque
 from .outcome import count_failure, showed_late_failure
-from .request.scope import PINNED, share
+from .request.scope import PINNED
 from .response.pieces import STREAMED, Framing
 from .response.reader import Reader, open_plain_reader, open_reader
-from .response.rules import RESPONSE_HEADERS
+from .response.rules import HEEDED_HEADERS, RESPONSE_HEADERS
 from .wire.headers import Headers, header_name, without
 from .wire.messages import body_of
 
 JSON_TYPE = (b"content-type", b"application/json")
 PLAIN = {b"content-type", b"content-length"}
 NOT_PINNED = (b"x-session-pinned", b"false")
-LAST_MESSAGES = 8  # of a stream: an error, what ends the stream, and where these are cut
+LAST_PIECES = 64  # of a stream: an error, what ends the stream, and comments; wherever these are cut
+LONGEST_PIECE = 4_096  # bytes of each
 
 Look = Callable[[Reader], Awaitable[None]]
 """What follows from a look at a 2xx answer, before the message that ended it goes on."""
@@ -30,17 +31,18 @@ Look = Callable[[Reader], Awaitable[None]]
 class Stage(Enum):
     """Where an answer is. An `Answer` takes the upper way; a `Guard` before it the lower one, until it passes it on.
 
-               2xx, its model is to be read             found, or the end
-    WAITING ───────────────────────────────▶ READING ─────────────────────▶ WATCHING, PASSING
-       │ │ └─ no 2xx, while others wait ───▶ ENDING ── the last message ──▶ PASSING
-       │ └─── nothing to look for ────────────────────────────────────────▶ PASSING
-       │
-       │       2xx                                 output
-       ├───────────────▶ HOLDING ─────────────────────────────────────────▶ WATCHING, PASSING
-       │                  │   └─ over 64 KiB, 1 s ─▶ LOOKING ── output ──▶ WATCHING, PASSING
-       │                  │ an error
-       └─ no 2xx ───────▶ FAILING ─ the app is done ─▶ the caller routes the request, or flushes
-                              └─ over 64 KiB, 1 s, nothing to route for ──▶ PASSING
+             2xx, its model is to be read             found, or the end
+    WAITING ──────────────────────────────▶ READING ────────────────────▶ WATCHING (a stream), PASSING
+     │ │ └─ no 2xx, while others wait ────▶ ENDING ── the last message ─▶ PASSING
+     │ └─── nothing to look for ────────────────────────────────────────▶ PASSING
+     │
+     │    2xx                               output
+     ├────────────▶ HOLDING ──────────────────────▶ FLUSHING ───────────▶ PASSING
+     │               │   └─ over 64 KiB, a second ─▶ FLUSHING ─▶ LOOKING ─ output ─▶ PASSING
+     │               │ an error
+     └─ no 2xx ────▶ FAILING ─ the app is done ─▶ the caller routes the request, or flushes
+                         │ └─ over 64 KiB, a second, nothing to route for ─▶ FLUSHING ─▶ PASSING
+                         └─ the second answer, after a second: the first one goes out ─▶ DROPPED
     """
 
     WAITING = "waiting"  # nothing of it has come
@@ -68,8 +70,8 @@ def response_headers(status: bytes, reason: bytes | None, model: str | None) -> 
     return headers if model is None else [*headers, (b"x-session-model", model.encode())]
 
 
-def keep_nothing(message: Message) -> None:
-    """Keep no message."""
+def keep_nothing(chunk: bytes) -> None:
+    """Keep no piece of an answer that is no stream."""
 
 
 class Answer(Opaque):
@@ -80,20 +82,22 @@ class Answer(Opaque):
 
     exchange: Exchange
     look: Look | None = None
+    tells: bool = True  # whether the client gets our headers
     stage: Stage = Stage.WAITING
     reader: Reader | None = None
-    tells: bool = True  # whether the client gets our headers
-    watches: bool = True  # whether it is seen to it that a stream does not fail after all
-    last: deque[Message] | None = None
-    keep: Callable[[Message], None] = keep_nothing  # what `last` keeps messages by
-    has_raised: bool = False
+    last: deque[bytes] | None = None  # of a stream, the last pieces
+    keep: Callable[[bytes], None] = keep_nothing  # what `last` keeps pieces by
     framing: Framing = Framing.NONE
+    failed_late: bool = False  # after a part of it had gone out
 
     def send(self, message: Message) -> Awaitable[None]:
         """The app's `send`."""
         stage = self.stage
         if stage is WATCHING:
-            self.keep(message)
+            chunk = message.get("body", b"")
+            self.keep(
+                chunk if type(chunk) is bytes and len(chunk) <= LONGEST_PIECE else body_of(message)[-LONGEST_PIECE:]
+            )
             return self.exchange.send(message)
         if stage is PASSING:
             return self.exchange.send(message)
@@ -107,18 +111,35 @@ class Answer(Opaque):
                 self.exchange.runtime.pins.pass_turn(self.exchange.place())
         return self.exchange.send(message)
 
+    def watch(self, framing: Framing, last: Iterable[bytes]) -> None:
+        """Keep the last pieces of a stream from now on, after these."""
+        if self.last is None:
+            self.last = deque(maxlen=LAST_PIECES)
+            self.keep = self.last.append
+        self.framing = framing
+        for chunk in last:
+            self.keep(chunk[-LONGEST_PIECE:])
+        if self.stage is PASSING:
+            self.stage = WATCHING
+
     def keeps(self, error: Exception) -> bool:
-        """Keep nothing back: what the app raised comes out."""
-        self.has_raised = not isinstance(error, OSError | ClientDisconnect)  # those are the client's leaving
+        """Take note of what the app raised. Nothing is kept back: it comes out."""
+        if self.stage is WATCHING and not self.is_clients_leaving(error):
+            self.failed_late = True
         return False
+
+    def is_clients_leaving(self, error: Exception) -> bool:
+        """Tell whether the app raised since the client has left: it was told so, or the server's `send` raised."""
+        return self.exchange.client_left or passed_through(error, self.exchange.send)
 
     async def done(self) -> None:
         """Leave nothing behind: the app is done."""
         exchange = self.exchange
-        if self.last is not None and exchange.pin is not None:
-            raised = self.has_raised and not exchange.client_left
-            if raised or showed_late_failure(exchange, self.last, self.framing):
+        if exchange.pin is not None:
+            if self.failed_late or (self.last is not None and showed_late_failure(exchange, self.last, self.framing)):
                 await count_failure(exchange)
+            elif self.last is not None and exchange.health is not None:
+                exchange.health.failures = 0
         if exchange.has_turn:
             exchange.runtime.pins.pass_turn(exchange.place())
 
@@ -161,30 +182,25 @@ class Answer(Opaque):
         await self.look(reader)
         if reader.finished:
             self.reader = None
-            self.stage = self._watch(reader)
+            self.stage = PASSING
+            if reader.framing in STREAMED:
+                self.watch(reader.framing, [body_of(message)])
         if message["type"] == "http.response.start":
             return await self._tell(message, message["headers"])
         return await self.exchange.send(message)
-
-    def _watch(self, reader: Reader) -> Stage:
-        self.framing = reader.framing
-        if not self.watches or self.framing not in STREAMED:
-            return PASSING
-        self.last = deque(maxlen=LAST_MESSAGES)
-        self.keep = self.last.append
-        return WATCHING
 
     def _tell(self, message: Message, headers: Headers, is_clean: bool = False) -> Awaitable[None]:
         """Send the start of the response with our headers, and none of these names from anybody else."""
         exchange = self.exchange
         runtime = exchange.runtime
-        if exchange.inner is not None:
-            share(exchange.inner, exchange.scope)
+        exchange.share_scope()
         if not (self.tells and runtime.config.response_headers):
             return exchange.send({**message, "headers": headers})
-        if not is_clean and not runtime.ours_absent.covers(map(header_name, headers)):
+        if not is_clean and not runtime.nothing_to_heed.covers(map(header_name, headers)):
+            exchange.is_fallback = runtime.rules.is_fallback(runtime.rules.headers.pick(headers))
             headers = without(headers, RESPONSE_HEADERS)
-            runtime.ours_absent.learn(headers)
+            if not exchange.is_fallback:
+                runtime.nothing_to_heed.learn(without(headers, HEEDED_HEADERS))
         headers = headers + response_headers(exchange.status, exchange.reason_now(), exchange.model)
         return exchange.send({**message, "headers": headers})
 
@@ -193,3 +209,15 @@ def listed(message: Message) -> Headers:
     """Return the headers of a response as a list: apps also give iterators, which can be read once."""
     headers: Headers = message.get("headers", [])
     return headers if type(headers) is list else list(headers)
+
+
+def passed_through(error: BaseException | None, send: Send) -> bool:
+    """Tell whether an exception, or one that it came from, was raised in the server's *send*."""
+    code = getattr(send, "__code__", None)  # a method has its function's
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if any(frame.f_code is code for frame, _ in walk_tb(error.__traceback__)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

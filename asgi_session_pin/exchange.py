@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from msgspec import field
 from starlette.types import Receive, Scope, Send
 
 from .config import Endpoint
@@ -11,6 +12,7 @@ from .pin import Pin
 from .pins.health import PinHealth
 from .pins.slot import Slot
 from .request.body import RequestBody
+from .request.scope import inner_scope, share
 from .request.session import AskedModel
 from .response.decision import remember_route
 from .runtime import Runtime
@@ -38,6 +40,7 @@ class Exchange(Opaque):
     session_id: bytes | None
     decides: bool  # whether the endpoint only says which model it would use
     inner: Scope | None = None  # the app's scope, of the call that is under way
+    shared: Scope = field(default_factory=dict)  # what of it is in the server's
     body: RequestBody | None = None  # of that call
     status: bytes = b"miss"
     reason: bytes | None = None
@@ -77,6 +80,17 @@ class Exchange(Opaque):
     def client_left(self) -> bool:
         """Whether the app was told so."""
         return self.body is not None and self.body.gone
+
+    def open_scope(self, headers: Headers) -> Scope:
+        """Return the scope for a call of the app."""
+        self.inner = inner = inner_scope(self.scope, headers, self)
+        self.shared = inner.copy()  # type: ignore[attr-defined]
+        return inner
+
+    def share_scope(self) -> None:
+        """Show outer middleware what the app has put into its scope."""
+        if self.inner is not None:
+            share(self.inner, self.scope, self.shared)
 
     def place(self) -> Slot:
         """Return its place in the pin table."""

@@ -2,16 +2,15 @@
 
 import asyncio
 import sys
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable
+from contextvars import Context
 
 from msgspec import field
-from starlette.requests import ClientDisconnect
 from starlette.types import Message, Send
 
-from .answer import LAST_MESSAGES, PASSING, WATCHING, Answer, Stage, keep_nothing, listed
-from .log import Opaque
-from .outcome import count_failure, is_proven, prove, showed_late_failure
+from .answer import PASSING, Answer, Stage, listed
+from .log import Opaque, logger, names_of
+from .outcome import count_failure, is_proven, prove
 from .response.errors import Error, read_error
 from .response.judge import Verdict, implied_status, judge
 from .response.output import HELD_BYTES, Output, Seen, is_plain_output, open_output
@@ -39,68 +38,82 @@ class Guard(Opaque):
     fault: Error | None = None  # what a 2xx answer says that is an error
     verdict: Verdict | None = None  # of a failure
     error: Exception | None = None  # what the app raised, instead of an answer
-    failed_late: bool = False  # after a part of the answer had gone out
-    last: deque[Message] | None = None
-    keep: Callable[[Message], None] = keep_nothing  # what `last` keeps messages by
-    flushing: asyncio.Task[None] | None = None  # the time was up
+    is_flushing: bool = False
+    flushed: asyncio.Future[None] | None = None  # for those that wait until what was held is out
+    timed_out: asyncio.Task[None] | None = None  # lets go of what is held
 
     def send(self, message: Message) -> Awaitable[None]:
         """The app's `send`."""
         stage = self.stage
-        if stage is WATCHING:
-            self.keep(message)
-            return self.onward(message)
         if stage is PASSING:
             return self.onward(message)
-        if self.flushing is not None:
-            return self._send_behind(self.flushing, message)
         if stage is Stage.WAITING:
             return self._start(message) if message["type"] == "http.response.start" else self.onward(message)
         if stage is Stage.HOLDING or (stage is Stage.FAILING and self.first is None):
             return self._hold(message)
+        if stage is Stage.FLUSHING:
+            return self._send_behind(message)
         return self._look_on(message) if stage is Stage.LOOKING else self._drop(message)
 
     def keeps(self, error: Exception) -> bool:
         """Take what the app raised, if its answer is held back; tell whether that is so."""
-        if self.answer.exchange.client_left:
-            return False
-        if self.stage in (Stage.WAITING, Stage.HOLDING):
+        if self.stage is Stage.DROPPED:
+            return True
+        if self.stage is Stage.LOOKING and self.first is None:
+            self.answer.failed_late = not self.answer.is_clients_leaving(error)
+        if self.answer.exchange.client_left or self.stage not in (Stage.WAITING, Stage.HOLDING, Stage.FAILING):
+            return self.answer.keeps(error)
+        if self.stage is not Stage.FAILING:
             self.stage = Stage.FAILING
             self.verdict = Verdict.UNAVAILABLE
-        if self.stage is Stage.FAILING:
-            self.error = error
-            return True
-        self.failed_late = not isinstance(error, OSError | ClientDisconnect)  # those are the client's leaving
-        return False
+        self.error = error
+        return True
 
     async def done(self) -> None:
         """Leave nothing behind: the app is done."""
         exchange = self.answer.exchange
         exchange.runtime.hold_timer.forget(self)
-        if self.flushing is not None:
-            await _end(self.flushing)
-        if self.first is None and (self.failed_late or self._has_left_nothing() or self._showed_late_failure()):
-            await count_failure(exchange)
+        if self.timed_out is not None:
+            await _end(self.timed_out)
+        if self.first is None and self._was_left_without_output():
+            self.answer.failed_late = True
         await self.answer.done()
 
     def calls_for_routing(self) -> bool:
         """Tell whether what is held is a failure in whose place the request is to be routed."""
-        if self.stage is not Stage.FAILING or self.answer.exchange.client_left:
+        if self.answer.exchange.client_left or self.stage is Stage.HOLDING:
             return False
-        if self.verdict is None:  # the app returned before its answer was whole
-            self.verdict = self._judge_held()
+        self.stage = Stage.FAILING
+        if self.verdict is None:  # the app returned before its answer was whole, or without any
+            self.verdict = self._judge_held() if self.held else Verdict.UNAVAILABLE
         return self._is_routable(self.verdict)
 
+    async def let_go(self) -> None:
+        """Let what is held go on: it is too large or too slow, or routing is not called for."""
+        if self.stage is Stage.WAITING:
+            return
+        if self.stage is Stage.HOLDING:
+            self.output = self.output or self._open_output()
+            await self._flush()
+            self.stage = Stage.LOOKING
+        elif self.first is not None:
+            self.stage = Stage.DROPPED
+            await self.first.flush()
+        else:
+            if self._counts(self.verdict or self._judge_held()):
+                await count_failure(self.answer.exchange)
+            await self.flush()
+
     async def flush(self) -> None:
-        """Let what is held go out, and what the app raised."""
+        """Let what is held go out as it is."""
         await self._flush()
         self.stage = PASSING
-        if self.error is not None:
-            raise self.error
 
-    def time_is_up(self) -> None:
-        """Hold nothing any longer."""
-        self.flushing = asyncio.get_running_loop().create_task(self.let_go())
+    def time_is_up(self, context: Context) -> None:
+        """Let go of what is held, in the context of its own request."""
+        self.timed_out = asyncio.get_running_loop().create_task(self.let_go(), context=context)
+
+    # What is held
 
     def _start(self, message: Message) -> Awaitable[None]:
         headers = message.get("headers")
@@ -117,13 +130,13 @@ class Guard(Opaque):
             self.held.append(message)
             return self.let_go()
         chunk, more = body_of(message), message.get("more_body", False)
-        self.held.append(message if message.get("body") is chunk else {**message, "body": chunk})  # buffers are reused
+        self.held.append({**message, "body": chunk})  # apps use messages and buffers again
         self.size += len(chunk)
         if self.stage is Stage.HOLDING:
             seen = self._look(chunk, more)
             if seen is Seen.OUTPUT:
                 return self._pass()
-            if seen is Seen.ERROR or (seen is Seen.NOTHING and not more):
+            if seen is Seen.ERROR or (seen is Seen.NOTHING and not more and self.held[0]["status"] == 200):
                 self.stage = Stage.FAILING
                 self.verdict = self._judge_fault()
             elif not more:
@@ -144,22 +157,10 @@ class Guard(Opaque):
             body.is_kept_back = True
         return nothing()
 
-    def _look_on(self, message: Message) -> Awaitable[None]:
-        """Look for output as the answer goes on."""
-        if message["type"] == "http.response.body":
-            more = message.get("more_body", False)
-            seen = self._look(body_of(message), more)
-            if seen is Seen.OUTPUT:
-                self._succeed([message])
-            elif seen is Seen.ERROR or not more:
-                self.failed_late = seen is not Seen.PRELUDE and self._judge_fault() is not Verdict.CLIENT
-                self._watch([message])
-        return self.onward(message)
-
     def _look(self, chunk: bytes, more: bool) -> Seen:
         output = self.output
         if output is None:
-            if not more and is_plain_output(chunk):  # as most answers are
+            if not more and len(chunk) <= HELD_BYTES and is_plain_output(chunk):  # as most answers are
                 return Seen.OUTPUT
             output = self.output = self._open_output()
         seen = output.feed(chunk, more)
@@ -170,55 +171,78 @@ class Guard(Opaque):
         exchange = self.answer.exchange
         return open_output(exchange.runtime.rules.headers.pick(self.held[0]["headers"]), streams=exchange.streams)
 
+    # What goes out
+
     async def _pass(self) -> None:
-        """Let the answer go on: it gives output."""
-        last = () if self.output is None else self.held[-LAST_MESSAGES:]
+        """Let the answer go on, which gives output."""
+        last = () if self.output is None else [message.get("body", b"") for message in self.held]
         await self._flush()
         self._succeed(last)
 
-    def _succeed(self, last: Sequence[Message]) -> None:
-        if self.first is None:
-            prove(self.answer.exchange)
-        self._watch(last)
+    def _look_on(self, message: Message) -> Awaitable[None]:
+        """Look for output as the answer goes on."""
+        if message["type"] != "http.response.body":
+            return self.onward(message)
+        chunk, more = body_of(message), message.get("more_body", False)
+        seen = self._look(chunk, more)
+        if seen is Seen.OUTPUT:
+            return self._send_output(message, chunk)
+        if seen is Seen.ERROR or not more:
+            self.stage = PASSING
+            if seen is not Seen.PRELUDE and self.first is None:
+                self.answer.failed_late = self._judge_fault() is not Verdict.CLIENT
+        return self.onward(message)
 
-    def _watch(self, last: Sequence[Message]) -> None:
-        """Let everything pass; of a stream see whether it fails after all."""
+    async def _send_output(self, message: Message, chunk: bytes) -> None:
+        await self.onward(message)
+        self._succeed([chunk])
+
+    def _succeed(self, last: list[bytes] | tuple[()]) -> None:
         self.stage = PASSING
-        if self.first is None and self.output is not None and (self.failed_late or self.output.framing in STREAMED):
-            self.last = deque(last, LAST_MESSAGES)
-            self.keep = self.last.append
-            self.stage = WATCHING
-
-    async def let_go(self) -> None:
-        """Let what is held go on: it is too large or too slow, or routing is not called for."""
-        if self.stage is Stage.HOLDING:
-            self.output = self.output or self._open_output()
-            await self._flush()
-            self.stage = Stage.LOOKING
-        elif self.first is not None:
-            self.stage = Stage.DROPPED
-            await self.first.flush()
+        is_stream = self.output is not None and self.output.framing in STREAMED
+        if self.first is not None:
+            self.first.forget()
         else:
-            if self._counts(self.verdict or self._judge_held()):
-                await count_failure(self.answer.exchange)
-            await self.flush()
+            prove(self.answer.exchange, is_over=not is_stream)
+            if is_stream and self.output is not None:
+                self.answer.watch(self.output.framing, last)
+        self.onward = self.answer.exchange.send if self.answer.stage is PASSING else self.answer.send
+
+    def forget(self) -> None:
+        """Let go of a failure that another answer has replaced."""
+        if self.error is not None:
+            logger.warning("a pinned model failed and its request was routed; the app raised %s", names_of(self.error))
+        self.error = None
+        self.held = []
 
     async def _flush(self) -> None:
         exchange = self.answer.exchange
         exchange.runtime.hold_timer.forget(self)
         self.stage = Stage.FLUSHING
-        held, self.held = self.held, []
+        self.is_flushing = True
         if exchange.body is not None:
             exchange.body.original = b""  # it may be large, and the answer take minutes
-        for message in held:
-            await self.answer.send(message)
-        if self.answer.stage is PASSING:
-            self.onward = exchange.send
+        try:
+            while self.held:
+                await self.answer.send(self.held[0])
+                del self.held[0]
+        finally:
+            self.is_flushing = False
+            if self.flushed is not None:
+                self.flushed.set_result(None)
+                self.flushed = None
 
-    async def _send_behind(self, flushing: asyncio.Task[None], message: Message) -> None:
-        await asyncio.shield(flushing)
-        self.flushing = None
+    async def _send_behind(self, message: Message) -> None:
+        """Send what comes while other messages go out, or when that was broken off."""
+        while self.is_flushing:
+            if self.flushed is None:
+                self.flushed = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self.flushed)
+        if self.stage is Stage.FLUSHING:
+            await self.flush()
         await self.send(message)
+
+    # What it means
 
     def _judge_held(self) -> Verdict:
         """Judge an answer that is not 2xx."""
@@ -250,36 +274,31 @@ class Guard(Opaque):
         return (failover.on_unavailable if verdict is Verdict.UNAVAILABLE else failover.on_refused) == "reroute"
 
     def _counts(self, verdict: Verdict) -> bool:
-        """Tell whether such a failure counts that went out."""
+        """Tell whether such a failure counts that goes out."""
         exchange = self.answer.exchange
         if verdict is Verdict.CLIENT or exchange.health is None or exchange.runtime.health.rests(exchange.health):
             return False
         return not verdict.blames_the_name or self._is_routable(verdict)
 
-    def _has_left_nothing(self) -> bool:
-        """Tell whether the client left after a long wait without output."""
+    def _was_left_without_output(self) -> bool:
+        """Tell whether the client left after a long wait in which there was no output."""
         exchange = self.answer.exchange
         is_gone = exchange.client_left or isinstance(sys.exception(), asyncio.CancelledError)
         has_nothing = self.stage in (Stage.WAITING, Stage.HOLDING, Stage.LOOKING)
         return is_gone and has_nothing and exchange.runtime.timer() - exchange.used >= GONE_SECONDS
 
-    def _showed_late_failure(self) -> bool:
-        if self.last is None or self.output is None:
-            return False
-        return showed_late_failure(self.answer.exchange, self.last, self.output.framing)
 
-
-async def _end(flushing: asyncio.Task[None]) -> None:
-    """Wait for what goes out; raise what it raised, but for an error that is raised already."""
+async def _end(task: asyncio.Task[None]) -> None:
+    """Wait for a task; raise what it raised, but for an error that is raised already."""
     error = sys.exception()
     if isinstance(error, asyncio.CancelledError):
-        flushing.cancel()
+        task.cancel()
     try:
-        await asyncio.wait([flushing])
+        await asyncio.wait([task])
     finally:
-        flushing.cancel()
-    if not flushing.cancelled() and flushing.exception() is not None and error is None:
-        await flushing
+        task.cancel()
+    if not task.cancelled() and task.exception() is not None and error is None:
+        await task
 
 
 async def nothing() -> None:

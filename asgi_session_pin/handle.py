@@ -6,20 +6,20 @@ from functools import partial
 
 from starlette.types import Receive, Scope
 
-from .answer import PASSING, Answer, Stage
+from .answer import Answer, Stage
 from .exchange import Exchange
 from .guard import Guard
 from .log import logger, names_of
 from .outcome import compare, record_choice, replace
 from .pin import Pin
 from .request.body import RequestBody
-from .request.scope import inner_scope, part_state, pinned_headers, share, why_unreadable
+from .request.scope import StateKeeper, pinned_headers, why_unreadable
 from .request.session import asked_model, asks_for_stream
 from .response.decision import DecisionEditor, ask_for_identity, reply
 from .wire.headers import Headers
 from .wire.json import Members, decode_members, put_model
 
-HELD = (Stage.HOLDING, Stage.FAILING, Stage.DROPPED)
+HELD = (Stage.WAITING, Stage.HOLDING, Stage.FAILING, Stage.DROPPED)  # nothing of the answer has gone out
 
 
 async def handle_observed(exchange: Exchange) -> None:
@@ -34,53 +34,66 @@ async def handle_observed(exchange: Exchange) -> None:
 async def handle(exchange: Exchange) -> None:
     """Take the request through the app, or answer it from the pin."""
     runtime = exchange.runtime
-    if exchange.unusual or not exchange.session_id:
-        passing = _pass_unread(exchange)
-        if passing is not None:
-            return await passing
-    body = exchange.body = RequestBody(exchange.receive)
-    content = await body.read(runtime.max_request_bytes)
-    if content is None:
-        return await _ignore(exchange, b"client-disconnected" if body.cut_off else b"body-too-large", body.receive)
-    try:
-        members = decode_members(content)
-    except ValueError:
-        return await _ignore(exchange, b"body-not-json", body.receive)
-    session_id = exchange.session_id
-    if session_id is None:
-        session_id = exchange.session_id = runtime.sessions.find_id(exchange.picked, members)
-        if not session_id:
-            return await _ignore(exchange, b"invalid-session-id", body.receive)
-    exchange.asked = asked = asked_model(members)
-    if runtime.is_routed is not None and not runtime.is_routed(asked):
-        return await _ignore(exchange, b"model-not-routed", body.receive)
-    exchange.key = runtime.sessions.key(session_id, exchange.picked, asked)
-    exchange.streams = asks_for_stream(members)
-
+    request = await _read(exchange)
+    if request is None:  # it is not one that is pinned, and has passed
+        return None
+    members, content = request
     pin = None if runtime.find is None else runtime.find(exchange.key)
     exchange.used = runtime.timer()
     if pin is None or ((exchange.resets or runtime.health.has_refused) and exchange.is_void(pin)):
         pin = await _find_or_lead(exchange, len(content), is_absent=pin is None and runtime.find is not None)
     if exchange.decides:
-        return await (_ask_for_decision(exchange, body) if pin is None else _reply(exchange, pin))
+        return await (_ask_for_decision(exchange) if pin is None else _reply(exchange, pin))
     if pin is None:
-        del content, members  # they may be large, and the answer take minutes
+        del request, content, members  # they may be large, and the answer take minutes
         exchange.learns = True
-        return await _attempt(exchange, inner_scope(exchange.scope, exchange.headers, exchange), _routed(exchange))
+        return await _attempt(exchange, exchange.open_scope(exchange.headers), _routed(exchange))
     exchange.use(pin)
-    inner = _pin_to(exchange, body, pin, members, content)
-    del content, members
-    if asked == pin.model:  # there is no other request to send
+    is_replaceable = exchange.asked != pin.model  # else there is no other request to send
+    inner = _pin_to(exchange, pin, members, content if is_replaceable else b"")
+    del request, content, members
+    if not is_replaceable:
         return await _attempt(exchange, inner, Answer(exchange))
     if not runtime.sessions.by_model:
         _warn_of_an_overridden_model(exchange, pin)
-    part_state(inner)
-    guard = _guarded(exchange, pin)
+    state, guard = StateKeeper(exchange.scope), _guarded(exchange, pin)
     await _attempt(exchange, inner, guard)
     if guard.stage in HELD:
         routes = guard.calls_for_routing()
-        await (_reroute(exchange, pin, guard) if routes else _let_out(exchange, guard.let_go()))
+        await (_reroute(exchange, pin, guard, state) if routes else _let_out(exchange, guard, guard.let_go()))
     return None
+
+
+async def _read(exchange: Exchange) -> tuple[Members, bytes] | None:
+    """Read what a request asks for, and its body; None: it is not to be pinned, and was passed on."""
+    runtime = exchange.runtime
+    if exchange.unusual or not exchange.session_id:
+        passing = _pass_unread(exchange)
+        if passing is not None:
+            await passing
+            return None
+    body = exchange.body = RequestBody(exchange.receive)
+    content = await body.read(runtime.max_request_bytes)
+    if content is None:
+        await _ignore(exchange, b"client-disconnected" if body.cut_off else b"body-too-large", body.receive)
+        return None
+    try:
+        members = decode_members(content)
+    except ValueError:
+        await _ignore(exchange, b"body-not-json", body.receive)
+        return None
+    if exchange.session_id is None:
+        exchange.session_id = runtime.sessions.find_id(exchange.picked, members)
+        if not exchange.session_id:
+            await _ignore(exchange, b"invalid-session-id", body.receive)
+            return None
+    exchange.asked = asked = asked_model(members)
+    if runtime.is_routed is not None and not runtime.is_routed(asked):
+        await _ignore(exchange, b"model-not-routed", body.receive)
+        return None
+    exchange.key = runtime.sessions.key(exchange.session_id, exchange.picked, asked)
+    exchange.streams = asks_for_stream(members)
+    return members, content
 
 
 def _routed(exchange: Exchange) -> Answer:
@@ -91,7 +104,7 @@ def _guarded(exchange: Exchange, pin: Pin) -> Guard:
     health = exchange.runtime.health
     known = exchange.health = health.of(exchange.key, pin)
     is_due = not known.is_proven or (known.first is not None and not known.is_compared) or next(health.samples)
-    answer = Answer(exchange, partial(compare, exchange) if is_due else None, watches=False)
+    answer = Answer(exchange, partial(compare, exchange) if is_due else None)
     return Guard(answer, answer.send)
 
 
@@ -99,29 +112,29 @@ async def _attempt(exchange: Exchange, inner: Scope, answer: Answer | Guard) -> 
     """Call the app once. What it raises comes out, unless the answer keeps it back."""
     runtime, body = exchange.runtime, exchange.body
     assert body is not None
-    exchange.inner = inner
     try:
         await runtime.app(inner, body.receive, answer.send)
     except Exception as error:
         if not answer.keeps(error):
             raise
     finally:
-        if answer.stage is not PASSING:
-            await answer.done()
-        if answer.stage not in HELD:
-            share(inner, exchange.scope)
-    if exchange.pin is not None and answer.stage not in HELD:
+        await answer.done()
+        is_held = answer.stage in HELD and isinstance(answer, Guard)
+        if not is_held:
+            exchange.share_scope()
+    if exchange.pin is not None and not is_held:
         seconds = runtime.timer() - exchange.used
         if seconds >= runtime.renew_after:
             await runtime.pins.renew(exchange.place(), exchange.pin, seconds)
 
 
-async def _reroute(exchange: Exchange, pin: Pin, first: Guard) -> None:
+async def _reroute(exchange: Exchange, pin: Pin, first: Guard, state: StateKeeper) -> None:
     """Send the request to the app once more, as it came; the failure goes out if that does no better."""
     health, known, verdict, body = exchange.runtime.health, exchange.health, first.verdict, exchange.body
     assert known is not None
     assert verdict is not None
     assert body is not None
+    state.undo()
     again = exchange.again = copy.copy(exchange)
     again.status = b"reroute"
     again.body = body.again()
@@ -130,28 +143,27 @@ async def _reroute(exchange: Exchange, pin: Pin, first: Guard) -> None:
     again.pin = None  # this answer is no use of it
     answer = Answer(again, partial(replace, again, pin, verdict))
     second = Guard(answer, answer.send, first)
-    inner = inner_scope(exchange.scope, exchange.headers, again)
-    part_state(inner)
-    await _attempt(again, inner, second)
+    await _attempt(again, again.open_scope(exchange.headers), second)
     if second.stage is Stage.HOLDING:  # neither success nor failure
-        return await _let_out(again, second.flush())
-    if second.stage not in (Stage.WAITING, Stage.FAILING, Stage.DROPPED):
-        if first.error is not None:
-            logger.warning("a pinned model failed and its request was routed; the app raised %s", names_of(first.error))
+        return await _let_out(again, second, second.flush())
+    if second.stage not in HELD:
         return None
     exchange.again = None
     health.rest(known)
+    state.redo()
     if second.error is not None:
         logger.warning("a pinned model failed, and so did its request as it came: %s", names_of(second.error))
-    return None if second.stage is Stage.DROPPED else await _let_out(exchange, first.flush())
+    return await _let_out(exchange, first, first.flush())
 
 
-async def _let_out(exchange: Exchange, sending: Awaitable[None]) -> None:
-    assert exchange.inner is not None
+async def _let_out(exchange: Exchange, guard: Guard, sending: Awaitable[None]) -> None:
+    """Send what was held, and raise what the app raised."""
     try:
         await sending
+        if guard.error is not None:
+            raise guard.error
     finally:
-        share(exchange.inner, exchange.scope)
+        exchange.share_scope()
 
 
 async def _find_or_lead(exchange: Exchange, size: int, *, is_absent: bool) -> Pin | None:
@@ -162,13 +174,13 @@ async def _find_or_lead(exchange: Exchange, size: int, *, is_absent: bool) -> Pi
     return pin
 
 
-def _pin_to(exchange: Exchange, body: RequestBody, pin: Pin, members: Members, original: bytes) -> Scope:
+def _pin_to(exchange: Exchange, pin: Pin, members: Members, original: bytes) -> Scope:
     """Put the pinned model into the request; return the scope for it."""
     content = put_model(members, pin.model)
-    body.put(content)
-    body.original = original
-    headers = pinned_headers(exchange.headers, exchange.picked, len(content), pin.model.encode())
-    return inner_scope(exchange.scope, headers, exchange)
+    assert exchange.body is not None
+    exchange.body.put(content)
+    exchange.body.original = original
+    return exchange.open_scope(pinned_headers(exchange.headers, exchange.picked, len(content), pin.model.encode()))
 
 
 def _pass_unread(exchange: Exchange) -> Awaitable[None] | None:
@@ -204,27 +216,26 @@ def _pass_untold(exchange: Exchange, receive: Receive) -> Awaitable[None]:
     return _call(exchange, exchange.headers, receive, Answer(exchange, tells=False))
 
 
-async def _call(exchange: Exchange, headers: Headers, receive: Receive, answer: Answer) -> None:
-    inner = exchange.inner = inner_scope(exchange.scope, headers, exchange)
+async def _call(exchange: Exchange, headers: Headers, receive: Receive, answer: Answer | DecisionEditor) -> None:
+    inner = exchange.open_scope(headers)
     try:
         await exchange.runtime.app(inner, receive, answer.send)
     finally:
-        share(inner, exchange.scope)
+        exchange.share_scope()
 
 
-async def _ask_for_decision(exchange: Exchange, body: RequestBody) -> None:
+async def _ask_for_decision(exchange: Exchange) -> None:
     exchange.learns = True
     answer = _routed(exchange)
     assert exchange.session_id is not None
+    assert exchange.body is not None
     limit = exchange.runtime.config.limits.max_inspected_response_bytes
     editor = DecisionEditor(answer.send, exchange.session_id, limit)
-    inner = exchange.inner = inner_scope(exchange.scope, ask_for_identity(exchange.headers), exchange)
     try:
-        await exchange.runtime.app(inner, body.receive, editor.send)
+        await _call(exchange, ask_for_identity(exchange.headers), exchange.body.receive, editor)
         await editor.flush()
     finally:
         await answer.done()
-        share(inner, exchange.scope)
 
 
 async def _reply(exchange: Exchange, pin: Pin) -> None:

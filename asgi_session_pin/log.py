@@ -48,7 +48,9 @@ class Warnings:
 def names_of(error: BaseException | None) -> str:
     """Return the names of an exception and of those that it came from: their texts may quote what a server sent."""
     names: dict[str, None] = {}
-    while error is not None:
+    for _ in range(10):  # a chain may be a circle
+        if error is None:
+            break
         names[type(error).__name__] = None
         error = error.__cause__ or error.__context__
     return " from ".join(names)

@@ -98,7 +98,7 @@ class SessionPinMiddleware:
             timer=clock,
             renew_after=routing.session_ttl_seconds / 10 if routing.session_ttl_sliding else math.inf,
             max_request_bytes=settings.limits.max_request_bytes,
-            ours_absent=NameMemory(),
+            nothing_to_heed=NameMemory(),
         )
         if type(opened) is not MemoryStore:
             _warn_of_guessable_ids(settings, warn)

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterable
 
-from starlette.types import Message
-
 from .exchange import Exchange
 from .pin import Pin
 from .response.decision import remember
@@ -12,7 +10,6 @@ from .response.output import late_error
 from .response.pieces import Framing
 from .response.reader import Reader
 from .response.rules import is_same_model
-from .wire.messages import body_of
 
 
 async def record_choice(exchange: Exchange, reader: Reader) -> None:
@@ -89,12 +86,13 @@ async def compare(exchange: Exchange, reader: Reader) -> None:
         runtime.warn.once(("drifted", pin.model, found.name[:256]), message, pin.model, found.name)
 
 
-def prove(exchange: Exchange) -> None:
-    """Take note that the pinned model gave output."""
+def prove(exchange: Exchange, *, is_over: bool) -> None:
+    """Take note that the pinned model gave output; *is_over* tells that it can't fail any more."""
     known = exchange.health
     if known is None or exchange.has_drifted or exchange.is_fallback:
         return
-    known.failures = 0
+    if is_over:
+        known.failures = 0
     if not known.is_proven or exchange.runtime.health.has_refused:
         known.is_proven = True
         exchange.runtime.health.prove(exchange.credential, known.model)
@@ -109,6 +107,8 @@ def is_proven(exchange: Exchange, pin: Pin) -> bool:
 async def replace(exchange: Exchange, pin: Pin, verdict: Verdict, reader: Reader) -> None:
     """Draw the conclusion, where the router's choice gives output and the model of *pin* did not."""
     runtime = exchange.runtime
+    if reader.failed:
+        return
     if verdict is Verdict.REFUSED:
         runtime.health.refuse(exchange.credential, pin.model)
         _warn_of_a_refused_name(exchange, pin)
@@ -117,7 +117,9 @@ async def replace(exchange: Exchange, pin: Pin, verdict: Verdict, reader: Reader
     if verdict.blames_the_name:
         await runtime.pins.unpin(exchange.place(), pin)
     elif reader.found is None or reader.found.model != pin.model or not is_proven(exchange, pin):
-        await _count_failure(exchange, pin)  # else the model is back by now
+        exchange.learns = await _count_failure(exchange, pin) and exchange.learns
+    else:
+        exchange.learns = False  # the model is back by now
     if exchange.learns:
         await record_choice(exchange, reader)
 
@@ -129,16 +131,18 @@ async def count_failure(exchange: Exchange) -> None:
         await _count_failure(exchange, pin)
 
 
-async def _count_failure(exchange: Exchange, pin: Pin) -> None:
-    """Count a failure; the last one in a row gives the pin up."""
+async def _count_failure(exchange: Exchange, pin: Pin) -> bool:
+    """Count a failure; the last one in a row gives the pin up; tell whether that was it."""
     health = exchange.runtime.health
-    if health.fail(health.of(exchange.key, pin), exchange.used):
+    is_last = health.fail(health.of(exchange.key, pin), exchange.used)
+    if is_last:
         exchange.runtime.warn.once(
             ("given up", pin.model),
             "the model %r failed failover.give_up_after times in a row in a session, whose pin was given up",
             pin.model,
         )
         await _give_up(exchange, pin)
+    return is_last
 
 
 async def _give_up(exchange: Exchange, pin: Pin) -> None:
@@ -149,10 +153,9 @@ async def _give_up(exchange: Exchange, pin: Pin) -> None:
     await exchange.runtime.pins.unpin(exchange.place(), pin)
 
 
-def showed_late_failure(exchange: Exchange, messages: Iterable[Message], framing: Framing) -> bool:
-    """Tell whether the last messages of a stream that gave output are a failure after all."""
-    chunks = [body_of(message) for message in messages if message["type"] == "http.response.body"]
-    error = late_error(chunks, framing)
+def showed_late_failure(exchange: Exchange, last: Iterable[bytes], framing: Framing) -> bool:
+    """Tell whether the last pieces of a stream that gave output are a failure after all."""
+    error = late_error(last, framing)
     if error is None or exchange.pin is None:
         return False
     return judge(implied_status(error), error, exchange.pin.model, is_proven=True) is not Verdict.CLIENT

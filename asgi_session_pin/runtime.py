@@ -35,4 +35,4 @@ class Runtime:
     timer: Callable[[], float]  # seconds
     renew_after: float  # seconds of an answer after which a sliding pin is renewed at its end
     max_request_bytes: int
-    ours_absent: NameMemory  # names of headers of responses that are none of ours
+    nothing_to_heed: NameMemory  # names of headers of responses that are none of ours, and say nothing of the model

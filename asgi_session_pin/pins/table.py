@@ -4,13 +4,15 @@ import math
 import time
 from collections.abc import Awaitable, Callable
 
+from cachetools import LRUCache
+
 from ..config import Config
 from ..log import logger
 from ..pin import Pin
 from ..stores import PinStore, ResilientStore
 from .claims import claim_or_find
 from .slot import Slot
-from .turns import Turn, Turns
+from .turns import MAX_REMEMBERED, Turn, Turns
 
 LONGEST_LEASE_SECONDS = 30  # a process that dies while it leads holds the others up for no longer
 
@@ -47,6 +49,7 @@ class PinTable:
         self._lease = min(routing.decision_wait_seconds, LONGEST_LEASE_SECONDS)
         self._timeout = config.store.timeout_seconds
         self._can_claim = shared is not None and shared.can_claim
+        self._unpinned: LRUCache[bytes, Pin] = LRUCache(MAX_REMEMBERED)  # which no answer under way brings back
         self._turns = Turns(
             wait_seconds=routing.decision_wait_seconds,
             max_bytes=config.limits.max_waiting_bytes,
@@ -105,7 +108,8 @@ class PinTable:
     async def renew(self, slot: Slot, pin: Pin, seconds: float) -> None:
         """Start the time of a sliding pin again after an answer of so many *seconds*, in which it may have lapsed."""
         try:
-            if await slot.timed(self._store.get(slot.key)) is None and seconds >= self._ttl:
+            is_gone = await slot.timed(self._store.get(slot.key)) is None
+            if is_gone and seconds >= self._ttl and self._unpinned.get(slot.key) != pin:
                 await slot.timed(self._store.add(slot.key, pin))
         except Exception:
             self._failed(slot)
@@ -117,7 +121,10 @@ class PinTable:
         """
         try:
             pin = await self._store.get(key)
-            return pin is not None and await self._store.discard(key, pin)
+            if pin is None:
+                return False
+            self._unpinned[key] = pin
+            return await self._store.discard(key, pin)
         except Exception:
             if self._shared is not None:
                 self._shared.void(key)
@@ -210,6 +217,7 @@ class PinTable:
             self._failed(slot)
 
     def _discard(self, slot: Slot, pin: Pin, until: float | None) -> Awaitable[bool]:
+        self._unpinned[slot.key] = pin
         if self._shared is None:
             return self._store.discard(slot.key, pin)
         return self._shared.discard(slot.key, pin, until)

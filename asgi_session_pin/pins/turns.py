@@ -37,7 +37,7 @@ class Turns:
         self._on_end = on_end  # called when nobody here leads for a session any longer
         self.choices = 0
         """How many there were: tells whether one was made while a slow store was asked."""
-        self._room = max_bytes
+        self._max_bytes = self._room = max_bytes
         self._turns: dict[bytes, Turn] = {}
         self._unnamed: LRUCache[bytes, None] = LRUCache(MAX_REMEMBERED)  # sessions whose answers name no model
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -50,6 +50,7 @@ class Turns:
         if loop is not self._loop:  # whoever had a turn in another one is over with it
             self._loop = loop
             self._turns = {}
+            self._room = self._max_bytes
         if key in self._turns:
             return None
         turn = self._turns[key] = Turn()
@@ -90,11 +91,13 @@ class Turns:
     @contextlib.contextmanager
     def holding(self, size: int) -> Iterator[bool]:
         """Count a body of *size* bytes among those that wait; tells whether there is room for it."""
+        loop = self._loop
         self._room -= size
         try:
             yield self._room >= 0
         finally:
-            self._room += size
+            if loop is self._loop:
+                self._room += size
 
     def chosen(self, key: bytes, pin: Pin) -> None:
         """Tell everybody who waits for *key* which pin it is."""

@@ -14,6 +14,7 @@ CONTROL_HEADERS = frozenset({b"x-session-pin", b"x-session-pinned", b"x-session-
 PINNED = (b"x-session-pinned", b"true")
 
 SCOPE_KEY = "asgi_session_pin"
+_INSIDE = frozenset({"headers", SCOPE_KEY})
 
 # Those of which a usual request has none.
 UNUSUAL_HEADERS = SIGNATURE_HEADERS | CONTROL_HEADERS | {b"content-encoding", b"transfer-encoding"}
@@ -37,28 +38,43 @@ def inner_scope(outer: Scope, headers: Headers, mark: object) -> Scope:
     return scope
 
 
-def part_state(inner: Scope) -> None:
-    """Give a call of the app that may be replaced a `state` of its own."""
-    state = inner.get("state")
-    if type(state) is dict:
-        inner["state"] = state.copy()
+def share(inner: Scope, outer: Scope, shared: Scope) -> None:
+    """Show in the server's scope what the app has put into its own since *shared*: `route`, `path_params`, `user`."""
+    if inner != shared:
+        for key, value in inner.items():
+            if key not in _INSIDE and (key not in shared or shared[key] is not value):
+                outer[key] = value
+        shared.update(inner)
 
 
-def share(inner: Scope, outer: Scope) -> None:
-    """Show in the server's scope what the app has put into its own: `route`, `path_params`, `user`, its `state`.
+class StateKeeper:
+    """The `state` of a scope, of which outer middleware holds the very object, before and after a call of the app.
 
-    Outer middleware may hold the very object of the `state`, so that one stays.
+    A call that is replaced leaves nothing there.
     """
-    headers, state = outer["headers"], outer.get("state")
-    outer.update(inner)
-    outer["headers"] = headers
-    del outer[SCOPE_KEY]
-    shared: Any = outer.get("state")
-    if shared is not state and type(state) is dict and type(shared) is dict:
-        outer["state"] = state
-        if state != shared:
-            state.clear()
-            state.update(shared)
+
+    __slots__ = ("_after", "_before", "_state")
+
+    def __init__(self, scope: Scope) -> None:
+        state = scope.get("state")
+        self._state: dict[str, Any] | None = state if type(state) is dict else None
+        self._before = dict(self._state) if self._state else {}
+        self._after: dict[str, Any] = {}
+
+    def undo(self) -> None:
+        """Make it as it was before the call."""
+        if self._state is not None:
+            self._after = dict(self._state)
+            self._set(self._before)
+
+    def redo(self) -> None:
+        """Make it as it was after the call."""
+        self._set(self._after)
+
+    def _set(self, content: dict[str, Any]) -> None:
+        if self._state is not None:
+            self._state.clear()
+            self._state.update(content)
 
 
 def pinned_headers(headers: Headers, picked: dict[bytes, bytes], length: int, model: bytes) -> Headers:

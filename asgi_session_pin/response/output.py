@@ -1,5 +1,6 @@
 """Does a 2xx answer give output? Until that is seen, nothing is a success."""
 
+from collections.abc import Iterable
 from enum import Enum
 from typing import Any
 
@@ -179,7 +180,7 @@ def _gives_nothing(members: Members) -> bool:
     )
 
 
-def late_error(chunks: list[bytes], framing: Framing) -> Error | None:
+def late_error(chunks: Iterable[bytes], framing: Framing) -> Error | None:
     """Return the error in the last chunks of a stream that gave output, wherever they are cut; or None."""
     text = b"".join(chunks)
     if b"error" not in text and b"failed" not in text:

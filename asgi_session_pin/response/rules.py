@@ -20,6 +20,8 @@ _SUFFIX_OF_ANSWER = re.compile(r"[:@(\[].*\Z")
 _LITELLM_HEADER = b"x-litellm-call-id"
 # On those that another group than the one that was asked for has answered, its own fallback, this is no zero.
 _LITELLM_FALLBACKS = b"x-litellm-attempted-fallbacks"
+HEEDED_HEADERS = frozenset({_LITELLM_FALLBACKS})
+"""What may say of any answer that another model than the one that was asked for gave it."""
 RESPONSE_HEADERS = frozenset({b"x-session-pinned", b"x-session-model", b"x-session-pin-status"})
 
 

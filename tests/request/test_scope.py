@@ -8,43 +8,54 @@ from starlette.types import Receive, Scope, Send
 
 from asgi_driver import JSON_TYPE, SESSION, call, http_scope, respond
 from asgi_session_pin import SessionPinMiddleware, get_session_pin
-from asgi_session_pin.request.scope import SCOPE_KEY, inner_scope, part_state, share
+from asgi_session_pin.request.scope import SCOPE_KEY, StateKeeper, inner_scope, share
 
 HEADERS = [(b"a", b"1")]
 
 
-def test_what_is_put_into_the_apps_scope_is_shared_but_for_headers_and_the_mark() -> None:
+def test_what_the_app_puts_into_its_scope_is_shared_but_for_headers_and_the_mark() -> None:
     outer: dict[str, Any] = {"type": "http", "path": "/", "headers": HEADERS}
     scope = inner_scope(outer, [(b"b", b"2")], "mark")
+    shared = dict(scope)
     assert scope == {"type": "http", "path": "/", "headers": [(b"b", b"2")], SCOPE_KEY: "mark"}
     scope.update({"path": "/changed", "headers": [], "route": 1})
     assert outer == {"type": "http", "path": "/", "headers": HEADERS}, "nothing before it is shared"
-    share(scope, outer)
+    share(scope, outer, shared)
     assert outer == {"type": "http", "path": "/changed", "headers": HEADERS, "route": 1}
 
 
-def test_the_very_object_of_the_state_stays_and_has_what_the_app_put_in() -> None:
+def test_what_outer_middleware_puts_in_meanwhile_stays() -> None:
+    outer: dict[str, Any] = {"type": "http", "headers": HEADERS, "user": None}
+    scope = inner_scope(outer, [], None)
+    shared = dict(scope)
+    scope["route"] = 1
+    share(scope, outer, shared)
+    outer["user"] = "known"
+    scope["endpoint"] = 2
+    share(scope, outer, shared)
+    assert outer == {"type": "http", "headers": HEADERS, "user": "known", "route": 1, "endpoint": 2}
+
+
+def test_the_very_object_of_the_state_stays_and_has_what_the_answer_put_in_that_goes_out() -> None:
     state = {"lifespan": 1}
-    outer: dict[str, Any] = {"type": "http", "headers": HEADERS, "state": state}
-    replaced, scope = inner_scope(outer, [], None), inner_scope(outer, [], None)
-    for each in (replaced, scope):
-        part_state(each)
-    replaced["state"]["of"] = "an attempt that is replaced"
-    scope["state"]["of"] = "the answer that goes out"
-    share(scope, outer)
-    assert outer["state"] is state
-    assert state == {"lifespan": 1, "of": "the answer that goes out"}
+    scope: dict[str, Any] = {"state": state}
+    keeper = StateKeeper(scope)
+    state["of"] = 1
+    keeper.undo()
+    assert state == {"lifespan": 1}, "the second call begins with the state as it was"
+    state["of"] = 2
+    keeper.redo()
+    assert state == {"lifespan": 1, "of": 1}
+    assert scope["state"] is state
 
 
 def test_a_state_of_another_kind_is_left_alone() -> None:
-    state = object()
-    outer: dict[str, Any] = {"type": "http", "headers": HEADERS, "state": state}
-    scope = inner_scope(outer, [], None)
-    part_state(scope)
-    assert scope["state"] is state
-    scope["state"] = "another"
-    share(scope, outer)
-    assert outer["state"] == "another"
+    for scope in ({"state": object()}, {}):
+        before = dict(scope)
+        keeper = StateKeeper(scope)
+        keeper.undo()
+        keeper.redo()
+        assert scope == before
 
 
 async def test_a_scope_that_the_app_copies_deeply_or_pickles_is_no_trouble() -> None:
