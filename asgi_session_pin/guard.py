@@ -58,14 +58,13 @@ class Guard(Opaque):
     def keeps(self, error: Exception) -> bool:
         """Take what the app raised, if its answer is held back; tell whether that is so."""
         if self.stage is Stage.DROPPED:
+            self.error = error
             return True
         if self.stage is Stage.LOOKING and self.first is None:
             self.answer.failed_late = not self.answer.is_clients_leaving(error)
         if self.answer.exchange.client_left or self.stage not in (Stage.WAITING, Stage.HOLDING, Stage.FAILING):
             return self.answer.keeps(error)
-        if self.stage is not Stage.FAILING:
-            self.stage = Stage.FAILING
-            self.verdict = Verdict.UNAVAILABLE
+        self._break_off()
         self.error = error
         return True
 
@@ -77,29 +76,35 @@ class Guard(Opaque):
             await _end(self.timed_out)
         if self.first is None and self._was_left_without_output():
             self.answer.failed_late = True
+        if self.stage in (Stage.WAITING, Stage.HOLDING) and not self._is_abandoned():
+            self._break_off()
         await self.answer.done()
+
+    def _break_off(self) -> None:
+        """Take note that the app is done, and its answer, of which nothing went out, is not."""
+        self.stage = Stage.FAILING
+        self.verdict = self.verdict or Verdict.UNAVAILABLE
 
     def calls_for_routing(self) -> bool:
         """Tell whether what is held is a failure in whose place the request is to be routed."""
-        if self.answer.exchange.client_left or self.stage is Stage.HOLDING:
+        if self.answer.exchange.client_left or self.stage is not Stage.FAILING:
             return False
-        self.stage = Stage.FAILING
-        if self.verdict is None:  # the app returned before its answer was whole, or without any
-            self.verdict = self._judge_held() if self.held else Verdict.UNAVAILABLE
+        if self.verdict is None:  # the app returned before its answer was whole
+            self.verdict = self._judge_held()
         return self._is_routable(self.verdict)
 
     async def let_go(self) -> None:
         """Let what is held go on: it is too large or too slow, or routing is not called for."""
-        if self.stage is Stage.WAITING:
-            return
+        self.answer.exchange.runtime.hold_timer.forget(self)
         if self.stage is Stage.HOLDING:
             self.output = self.output or self._open_output()
             await self._flush()
             self.stage = Stage.LOOKING
         elif self.first is not None:
             self.stage = Stage.DROPPED
-            await self.first.flush()
-        else:
+            self._tell_to_end()
+            await self.first.flush()  # what it raised is nothing to this app; it comes out at the end
+        elif self.stage is Stage.FAILING:
             if self._counts(self.verdict or self._judge_held()):
                 await count_failure(self.answer.exchange)
             await self.flush()
@@ -152,10 +157,14 @@ class Guard(Opaque):
 
     def _keep_back(self, more: bool) -> Awaitable[None]:
         """Send nothing; once a failure is whole, the app is told to end."""
-        body = self.answer.exchange.body
-        if not more and body is not None:
-            body.is_kept_back = True
+        if not more:
+            self._tell_to_end()
         return nothing()
+
+    def _tell_to_end(self) -> None:
+        body = self.answer.exchange.body
+        assert body is not None
+        body.is_kept_back = True
 
     def _look(self, chunk: bytes, more: bool) -> Seen:
         output = self.output
@@ -283,9 +292,12 @@ class Guard(Opaque):
     def _was_left_without_output(self) -> bool:
         """Tell whether the client left after a long wait in which there was no output."""
         exchange = self.answer.exchange
-        is_gone = exchange.client_left or isinstance(sys.exception(), asyncio.CancelledError)
         has_nothing = self.stage in (Stage.WAITING, Stage.HOLDING, Stage.LOOKING)
-        return is_gone and has_nothing and exchange.runtime.timer() - exchange.used >= GONE_SECONDS
+        return self._is_abandoned() and has_nothing and exchange.runtime.timer() - exchange.used >= GONE_SECONDS
+
+    def _is_abandoned(self) -> bool:
+        """Tell whether nobody waits for the answer any longer: the client has left, or the call was cancelled."""
+        return self.answer.exchange.client_left or sys.exception() is not None
 
 
 async def _end(task: asyncio.Task[None]) -> None:

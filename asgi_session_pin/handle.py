@@ -144,12 +144,11 @@ async def _reroute(exchange: Exchange, pin: Pin, first: Guard, state: StateKeepe
     answer = Answer(again, partial(replace, again, pin, verdict))
     second = Guard(answer, answer.send, first)
     await _attempt(again, again.open_scope(exchange.headers), second)
-    if second.stage is Stage.HOLDING:  # neither success nor failure
-        return await _let_out(again, second, second.flush())
     if second.stage not in HELD:
         return None
     exchange.again = None
-    health.rest(known)
+    if not again.client_left:
+        health.rest(known)
     state.redo()
     if second.error is not None:
         logger.warning("a pinned model failed, and so did its request as it came: %s", names_of(second.error))

@@ -845,6 +845,59 @@ async def test_the_second_call_gets_the_disconnect_that_the_server_has() -> None
     assert got == [{"type": "http.disconnect"}] * 2
 
 
+def unfinished(*messages: Message, error: Exception | None = None) -> Serve:
+    """Return an app that is done before its answer is: it returns, or raises."""
+
+    async def serve(send: Send, model: str) -> None:
+        for message in messages:
+            await send(message)
+        if error is not None:
+            raise error
+
+    return serve
+
+
+def start(status: int, *headers: Header) -> Message:
+    return {"type": "http.response.start", "status": status, "headers": list(headers)}
+
+
+PRELUDE: Message = {
+    "type": "http.response.body",
+    "body": b'data: {"type": "response.created", "response": {"model": "a"}}\n\n',
+    "more_body": True,
+}
+UNFINISHED = [
+    unfinished(),
+    unfinished(start(200, JSON_TYPE)),
+    unfinished(start(200, SSE_TYPE), PRELUDE),
+    unfinished(start(409, JSON_TYPE), error=RuntimeError("broken off")),
+]
+
+
+@case(
+    Section.FAILURE,
+    "an answer that the app leaves unfinished before any output, by an exception or by returning",
+    "as if the model were out",
+)
+@pytest.mark.parametrize("serve", UNFINISHED)
+async def test_an_answer_that_is_left_unfinished_before_its_output_is_routed(serve: Serve) -> None:
+    gateway = Gateway("a", "b", serve=serve)
+    app = await pinned(gateway)
+    answer = await call(app, AUTO, SESSION)
+    assert (answer.pin_status, answer.json["model"]) == ("reroute", "b")
+
+
+@pytest.mark.parametrize("route", UNFINISHED)
+async def test_a_routed_answer_that_is_left_unfinished_before_its_output_is_replaced_by_the_first_one(
+    route: Serve,
+) -> None:
+    gateway = Gateway("a", serve=failing(503))
+    app = await pinned(gateway)
+    gateway.route = route
+    answer = await call(app, AUTO, SESSION)
+    assert (answer.start["status"], answer.pin_status) == (503, "hit")
+
+
 async def test_a_routed_answer_that_breaks_off_before_its_output_is_replaced_by_the_first_one() -> None:
     async def route(send: Send, model: str) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [JSON_TYPE]})
@@ -915,6 +968,31 @@ async def test_a_client_that_left_is_not_routed_for() -> None:
             assert messages == []
         else:
             assert messages[0]["status"] == 503
+
+
+async def test_a_client_that_leaves_during_the_second_call_says_nothing_of_the_pin() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        asked = asked_model(await read_body(receive))
+        if asked != "auto" and is_out:
+            await failing(503)(send, asked)
+        elif is_out and len(left) < 1:
+            left.append((await receive())["type"])
+        else:
+            await answer_json(send, "a")
+
+    left: list[str] = []
+    is_out = False
+    middleware = SessionPinMiddleware(app)
+    await statuses(middleware, count=2)
+    is_out = True
+    receive = receive_from(body_messages(b'{"model":"auto"}'))
+
+    async def send(message: Message) -> None:
+        """Nobody is there."""
+
+    await middleware(http_scope(SESSION), receive, send)
+    assert left == ["http.disconnect"]
+    assert await statuses(middleware) == ["reroute"]
 
 
 @case(Section.FAILURE, "the client left", "nothing is routed; after 30 s without a response it counts as a failure")

@@ -37,6 +37,7 @@ from asgi_driver import (
 from asgi_session_pin import Config, Failover, MemoryStore, Pin, SessionPinMiddleware, get_session_pin
 from behaviour_document import Section, case
 from servers import serve_app
+from virtual_time import VirtualLoop, run
 
 EVENTS = "text/event-stream"
 
@@ -234,6 +235,78 @@ async def test_a_dropped_answer_does_not_delay_the_first_one_by_its_background_w
     gateway.route = route
     await app(http_scope(SESSION), receive_from(body_messages(b'{"model":"auto","n":1}')), send)
     assert order == ["http.response.start", "http.response.body", "background work"]
+
+
+async def test_what_a_dropped_answer_raises_does_not_come_out(quick: None, caplog: pytest.LogCaptureFixture) -> None:
+    async def route(send: Send, model: str) -> None:
+        await send({"type": "http.response.start", "status": 503, "headers": []})
+        await gone_out.wait()
+        raise ValueError("nobody's")
+
+    gateway = Gateway("a", serve=failing(404))
+    app = SessionPinMiddleware(gateway)
+    await call(app, AUTO, SESSION)
+    gateway.route = route
+    gone_out = asyncio.Event()
+    got: list[Message] = []
+
+    async def send(message: Message) -> None:
+        got.append(message)
+        if message["type"] == "http.response.body":
+            gone_out.set()
+
+    await app(http_scope(SESSION), receive_from(body_messages(b'{"model":"auto"}')), send)
+    assert got[0]["status"] == 404
+    assert caplog.messages == ["a pinned model failed, and so did its request as it came: ValueError"]
+
+
+async def test_what_the_first_call_raises_is_nothing_to_the_second_one() -> None:
+    large = b'{"error":"' + b"x" * 70_000 + b'"}'
+    told: list[Any] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if asked_model(await read_body(receive)) != "auto":
+            raise ValueError("no such model")
+        if is_routed_first:
+            return await answer_json(send, "a")
+        await respond(send, large)
+        told.append((await receive())["type"])
+
+    is_routed_first = True
+    middleware = SessionPinMiddleware(app)
+    await call(middleware, AUTO, SESSION)
+    is_routed_first = False
+    with pytest.raises(ValueError, match="no such model"):
+        await call(middleware, AUTO, SESSION)
+    assert told == ["http.disconnect"], "nobody waits for it any longer"
+
+
+def test_a_failure_goes_out_once_where_its_time_is_up_while_the_pin_is_given_up() -> None:
+    class SlowStore(MemoryStore):
+        async def discard(self, key: bytes, pin: Pin) -> bool:
+            await asyncio.sleep(0.09)
+            return await super().discard(key, pin)
+
+    async def fail(send: Send, model: str) -> None:
+        await send({"type": "http.response.start", "status": 503, "headers": []})
+        await asyncio.sleep(0.95)
+        await send({"type": "http.response.body", "body": b"x" * 70_000})
+
+    async def work(loop: VirtualLoop) -> list[str]:
+        gateway = Gateway("a", serve=fail)
+        config = Config(failover=Failover(give_up_after=1))
+        app = SessionPinMiddleware(gateway, config=config, store=SlowStore(), clock=loop.time)
+        await call(app, AUTO, SESSION)
+        got: list[str] = []
+
+        async def send(message: Message) -> None:
+            await asyncio.sleep(0.5)
+            got.append(message["type"])
+
+        await app(http_scope(SESSION), receive_from(body_messages(b'{"model":"auto"}')), send)
+        return got
+
+    assert run(work) == ["http.response.start", "http.response.body"]
 
 
 # What is remembered
