@@ -10,8 +10,9 @@ from ..wire.json import Members, decode_items, decode_members, decode_value, fin
 # What gateways put into an `error` that is none.
 _NO_ERROR = frozenset({b"null", b"false", b"0", b'""', b"{}", b"[]"})
 # LiteLLM ends the text of every 400 with the name of the model group, whatever was wrong.
-_litellm_footer = re.compile(r"\s*(?:Received|Available) Model Group\b.*", re.DOTALL)
-_MAX_VALUE = 65_536  # bytes of a member that are decoded
+_litellm_footer = re.compile(r"(?:Received|Available) Model Group\b").search
+MAX_VALUE = 65_536  # bytes of what is decoded: no error is larger
+_MAX_MEMBER = 1_048_576  # bytes of one that is looked into: a failed response repeats its instructions and tools
 _MAX_TEXT = 4096  # characters of a message that are looked at
 _joints = str.maketrans("", "", "_- ")
 
@@ -41,7 +42,7 @@ def find_error(members: Members, event: str | None = None) -> Error | None:
         return _read(_values(members))
     if "base_resp" in members:  # MiniMax
         base = _members_of(members, "base_resp")
-        if bytes(base.get("status_code", b"0")) != b"0":
+        if bytes(base.get("status_code", b"0")) not in _NO_ERROR:
             return _read(_values(base))
     if "status" in members and bytes(members["status"]) == b'"failed"' and "object" in members:  # Responses
         return Error()
@@ -53,27 +54,39 @@ def find_error(members: Members, event: str | None = None) -> Error | None:
 def read_error(content: bytes, event: str | None = None) -> Error:
     """Return the facts of what is known to be an error: JSON of any shape, or text."""
     try:
-        if content.lstrip()[:1] == b"[":
-            content = bytes(decode_items(content)[0])
-        members = decode_members(content)
-    except (ValueError, IndexError):
-        return _read(content.decode(errors="replace"))
-    return find_error(members, event) or _read(_values(members))
+        members = read_members(content) if len(content) <= MAX_VALUE else {}
+    except ValueError:
+        members = {}
+    if not members:
+        return _read(content[:MAX_VALUE].decode(errors="replace"))
+    detail = _members_of(members, "detail")  # FastAPI
+    return find_error(members, event) or find_error(detail) or _read(_values(detail or members))
+
+
+def read_members(content: bytes) -> Members:
+    """Return the object that a body is, or the first one of an array, as Gemini has it; raises ValueError."""
+    if content.lstrip()[:1] != b"[":
+        return decode_members(content)
+    if len(content) > MAX_VALUE:
+        raise ValueError("too large for an error")
+    try:
+        return decode_members(bytes(decode_items(content)[0]))
+    except (IndexError, RecursionError):
+        raise ValueError("an empty array, or nested too deep") from None
 
 
 def _read(value: Any, beside: Members | None = None) -> Error:
     """Return the facts in the value of an `error`; *beside* is the object that it stands in."""
     if isinstance(value, list):
         value = value[0] if value else None
-    if not isinstance(value, dict):
-        return Error(frozenset(), None, _message(value))
-    inner = value.get("innererror")
-    named = [value.get(name) for name in ("code", "type", "status")]
+    told = value if isinstance(value, dict) else {"message": value}
+    inner = told.get("innererror")
+    named = [told.get(name) for name in ("code", "type", "status")]
     named.append(inner.get("code") if isinstance(inner, dict) else None)
     if beside is not None:
-        named += [find_string(beside, (name,)) for name in ("code", "type") if name in beside]
-    param = value.get("param")
-    text = next((value[name] for name in ("message", "detail", "msg", "status_msg", "error") if value.get(name)), "")
+        named += [_value(beside, name) for name in ("code", "type")]
+    param = told.get("param")
+    text = next((told[name] for name in ("message", "detail", "msg", "status_msg", "error") if told.get(name)), "")
     return Error(
         frozenset(word for name in named if isinstance(name, str) and (word := normalized(name)) not in _NO_WORDS),
         param if isinstance(param, str) and param.lower() not in ("", "none", "null") else None,
@@ -92,7 +105,11 @@ _NO_WORDS = frozenset({"", "none", "null", "error"})
 def _message(value: Any) -> str:
     if isinstance(value, dict):  # LiteLLM
         value = value.get("error") or value.get("message")
-    return _litellm_footer.sub("", value[: 4 * _MAX_TEXT])[:_MAX_TEXT] if isinstance(value, str) else ""
+    if not isinstance(value, str):
+        return ""
+    text: str = value[: 4 * _MAX_TEXT]
+    footer = _litellm_footer(text)
+    return (text if footer is None else text[: footer.start()].rstrip())[:_MAX_TEXT]
 
 
 def _values(members: Members) -> dict[str, Any]:
@@ -104,15 +121,16 @@ def _value(members: Members, name: str) -> Any:
     """Return a member's value; None where there is none, or one that no error has."""
     value = members.get(name)
     try:
-        return None if value is None or len(memoryview(value)) > _MAX_VALUE else decode_value(value)
+        return None if value is None or len(memoryview(value)) > MAX_VALUE else decode_value(value)
     except (ValueError, RecursionError):
         return None
 
 
 def _members_of(members: Members, name: str) -> Members:
+    value = members.get(name, b"")
     try:
-        return decode_members(bytes(members[name]))
-    except (KeyError, ValueError):
+        return decode_members(bytes(value)) if len(memoryview(value)) <= _MAX_MEMBER else {}
+    except ValueError:
         return {}
 
 
@@ -125,6 +143,8 @@ _decode_choices = msgspec.json.Decoder(list[_Choice]).decode
 
 def _ends_in_error(choices: msgspec.Raw) -> bool:
     try:
-        return any(choice.finish_reason == "error" for choice in _decode_choices(choices))
+        return len(memoryview(choices)) <= MAX_VALUE and any(
+            choice.finish_reason == "error" for choice in _decode_choices(choices)
+        )
     except (ValueError, RecursionError):
         return False

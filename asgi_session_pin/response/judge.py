@@ -40,10 +40,10 @@ def judge(status: int, error: Error, model: str, *, is_proven: bool) -> Verdict:
     *status* is that of the response, or `implied_status` of an error inside of a 2xx one; *is_proven* tells whether the
     name has served under a pin.
     """
-    is_limited = status == 429 or bool(error.words & _RATE_LIMITS)
-    if error.words & _CONTENT or (not is_limited and _content(error.text)):
+    is_limited = bool(error.words & _RATE_LIMITS)
+    if error.words & _CONTENT:
         return Verdict.CLIENT
-    if error.param is not None and error.param != "model" and status < 500 and not is_limited:
+    if not is_limited and (error.param not in (None, "model") or _speaks_of_content(error, status)):
         return Verdict.CLIENT
     if status in (400, 401, 402, 403, 404, 422) and _is_about_the_name(error, model):
         return Verdict.REFUSED
@@ -58,7 +58,8 @@ def judge(status: int, error: Error, model: str, *, is_proven: bool) -> Verdict:
 
 def implied_status(error: Error) -> int:
     """Return the status that an error inside of a 2xx answer would have had; where no word of it tells, 503."""
-    return min((_STATUSES[word] for word in error.words if word in _STATUSES), default=503)
+    told = [_STATUSES[word] for word in error.words if word in _STATUSES]
+    return min(told, default=400 if error.words & _BAD_REQUESTS else 503)
 
 
 # Words in the spelling of `Error.words`: OpenAI, Azure, Anthropic, Gemini, Mistral, OpenRouter, LiteLLM, vLLM.
@@ -86,6 +87,8 @@ _CONTENT = frozenset(
         "invalidbase64",
         "imageparseerror",
         "cyberpolicyviolation",
+        "datainspectionfailed",
+        "exceedcontextsizeerror",
     ]
 )
 _RATE_LIMITS = frozenset(
@@ -118,15 +121,17 @@ _NAMES = frozenset(
         "modelnotfounderror",
         "deploymentnotfound",
         "invalidmodelname",
+        "unavailablemodel",
+        "modeldecommissioned",
+        "modeltermsrequired",
     ]
 )
+# Where no other word tells more.
+_BAD_REQUESTS = frozenset({"invalidrequesterror", "invalidargument", "badrequesterror"})
 _STATUSES = {
     **dict.fromkeys(_CONTENT, 400),
     **dict.fromkeys(_NAMES, 404),
     **dict.fromkeys(_RATE_LIMITS, 429),
-    "invalidrequesterror": 400,
-    "invalidargument": 400,
-    "badrequesterror": 400,
     "authenticationerror": 401,
     "unauthenticated": 401,
     "invalidapikey": 401,
@@ -148,12 +153,25 @@ _STATUSES = {
 }
 
 _content = re.compile(
-    r"context (?:length|window)|maximum context|contextwindowexceeded|contentpolicyviolation"
-    r"|content[ _](?:policy|filter|management policy)|flagged|moderation|safety (?:system|reasons)"
-    r"|(?:prompt|input|request|messages?) (?:is|are|was) too (?:long|large)|request too large"
-    r"|too many (?:input )?tokens|invalid schema|invalid (?:tool|function)",
+    r"context (?:length|window|limit|size)|maximum (?:context|prompt)|contextwindowexceeded|contentpolicyviolation"
+    r"|content[ _](?:policy|filter|management policy|exists risk|violates)|flagged|moderation|guardrail"
+    r"|safety (?:system|reasons)|usage (?:guidelines|polic(?:y|ies))"
+    r"|(?:prompt|input|request|messages?) (?:is|are|was) too (?:long|large)"
+    r"|invalid (?:json )?schema|schema is invalid|invalid (?:tool|function)|\btools?[.\[]\d",
     re.IGNORECASE,
 ).search
+# Of one request, or of those of a minute: that is what 429 says.
+_size = re.compile(
+    r"request too large|too many (?:input )?tokens|number of (?:input )?tokens|input token count", re.IGNORECASE
+).search
+
+
+def _speaks_of_content(error: Error, status: int) -> bool:
+    """Tell whether the text of an error does whose code does not say that it is the name."""
+    if error.words & _NAMES:
+        return False
+    return _content(error.text) is not None or (status != 429 and _size(error.text) is not None)
+
 
 # What is said of a name that is not taken. Of something that the model can't do it is said with the name behind a
 # preposition: "tools are not supported for NAME".
@@ -161,17 +179,35 @@ _SAID = (
     r"not found|does not exist|(?:do|did)es ?n[o']t exist|not exist|not available|not supported|not a valid|unknown"
     r"|invalid model|no access|not have access|no endpoints found for|unable to access"
 )
-_SIX_WORDS = r"(?:[^\w\s]*\s+\S+){0,6}?[^\w]*?"
-_ANOTHER_SUBJECT = r"(?!(?:(?<=supported)|(?<=available))\s+(?:for|with|by|in|on|when)\b)"
+_OF_ANOTHER = r"(?:(?<=supported)|(?<=available))\s+(?:for|with|by|in|on|when|using)\b"
+_MOST_WORDS_BETWEEN = 6
+_words = re.compile(r"\w\S*").findall
 _sentences = re.compile(r"(?<=[.!?;])\s+|[\r\n]+").split
 
 
 @lru_cache(maxsize=256)
-def _said_of(model: str) -> re.Pattern[str]:
+def _name_or_said(model: str) -> re.Pattern[str]:
     name = rf"(?:(?<=models/)|(?<![\w./:-])){re.escape(model)}(?![\w/-]|[.:]\w)"
-    return re.compile(
-        rf"{name}[^\w]*?{_SIX_WORDS}\b(?:{_SAID})\b|\b(?:{_SAID})\b{_ANOTHER_SUBJECT}{_SIX_WORDS}{name}", re.IGNORECASE
-    )
+    return re.compile(rf"(?P<name>{name})|\b(?:{_SAID})\b(?P<of_another>{_OF_ANOTHER})?", re.IGNORECASE)
+
+
+def _is_said_of(model: str, sentence: str) -> bool:
+    """Tell whether a sentence has the name near to what is said of one that is not taken.
+
+    It goes from one of the two to the next, and never back: the time that it takes grows with the text, and no more.
+    """
+    named_at: int | None = None  # where the last one ends
+    said_at: int | None = None
+    for found in _name_or_said(model).finditer(sentence):
+        is_name = found.lastgroup == "name"
+        other = said_at if is_name else named_at
+        if other is not None and len(_words(sentence[other : found.start()])) <= _MOST_WORDS_BETWEEN:
+            return True
+        if is_name:
+            named_at = found.end()
+        else:
+            said_at = None if found.lastgroup == "of_another" else found.end()
+    return False
 
 
 def _is_about_the_name(error: Error, model: str) -> bool:
@@ -181,4 +217,4 @@ def _is_about_the_name(error: Error, model: str) -> bool:
         return True
     if model.lower() not in error.text.lower():
         return False
-    return any(_said_of(model).search(sentence) for sentence in _sentences(error.text))
+    return any(_is_said_of(model, sentence) for sentence in _sentences(error.text))

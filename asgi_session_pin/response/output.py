@@ -7,17 +7,18 @@ from typing import Any
 import msgspec
 
 from ..log import Opaque
-from ..wire.json import Members, decode_items, decode_members, find_string
-from .errors import Error, find_error, read_error
-from .pieces import Framing, Piece, Pieces, open_pieces
+from ..wire.json import find_string, read_object
+from .errors import MAX_VALUE, Error, find_error, read_error, read_members
+from .pieces import Framing, Piece, Pieces, open_pieces, tells_nothing
 
 HELD_BYTES = 65_536
-MOST_LOOKS = 10_000  # at events and lines
-LOOKED_AT_BYTES = 8_388_608  # of a stream; a prelude may hold the request's instructions and tools
+MOST_LOOKS = 4_000  # at events and lines
+LOOKED_AT_BYTES = 1_048_576  # of a stream; a prelude may hold the request's instructions and tools
 
 DONE = b"[DONE]"
 # What comes before any output: it may reveal the model, and proves nothing.
 _PRELUDE = frozenset({"response.created", "response.in_progress", "response.queued", "message_start"})
+_FAILED = frozenset({"error", "response.failed"})
 _EMPTY = frozenset({b"null", b'""', b"[]", b"{}"})
 
 
@@ -45,9 +46,6 @@ class Output(Opaque):
 
     def feed(self, chunk: bytes, more: bool) -> Seen:
         """Look at the next piece of the body, and return what was seen up to now; *more*: others follow."""
-        if self.pieces.framing is Framing.NONE:  # nobody here knows the shape
-            self.seen = Seen.OUTPUT if chunk else self.seen
-            return self.seen
         for piece in self.pieces.feed(chunk, more):
             self.seen = self._look(piece)
             self.looks += 1
@@ -58,9 +56,10 @@ class Output(Opaque):
         if (
             self.looks > MOST_LOOKS
             or self.pieces.is_over
-            or (self.pieces.framing is Framing.WHOLE and self.pieces.size > HELD_BYTES)
+            or (self.pieces.framing is Framing.WHOLE and self.pieces.size > HELD_BYTES)  # no error is as large
+            or (self.pieces.framing is Framing.NONE and self.pieces.size)  # nobody here knows the shape
         ):
-            self.seen = Seen.OUTPUT  # no error is as large
+            self.seen = Seen.OUTPUT
         return self.seen
 
     def _look(self, piece: Piece) -> Seen:
@@ -73,9 +72,10 @@ class Output(Opaque):
 
 
 def open_output(headers: dict[bytes, bytes], *, streams: bool) -> Output:
-    """Return what looks at the body of a 2xx response with these *headers*."""
+    """Return what looks at the body of a 2xx response with these *headers*; where they tell no type, its bytes do."""
+    streams = streams or tells_nothing(headers)
     pieces = open_pieces(headers, LOOKED_AT_BYTES, LOOKED_AT_BYTES, streams=streams)
-    if headers.get(b"content-type", b"").startswith(b"text/html"):
+    if headers.get(b"content-type", b"").strip().lower().startswith(b"text/html"):
         pieces.framing = Framing.WHOLE  # a page, where an answer was asked for
     return Output(pieces)
 
@@ -109,8 +109,8 @@ def is_plain_output(content: bytes) -> bool:
         and body.base_resp is msgspec.UNSET
         and body.status in (None, "completed")
         and body.object != "error"
-        and body.type != "error"
-        and not (body.choices and body.choices[0].finish_reason == "error")
+        and body.type not in _FAILED
+        and not any(choice.finish_reason == "error" for choice in body.choices or ())
     )
 
 
@@ -118,21 +118,15 @@ def look_at_body(content: bytes) -> Seen | Error:
     """Return what a whole body that is no stream shows."""
     if is_plain_output(content):
         return Seen.OUTPUT
-    try:
-        error = find_error(decode_members(content))
-        return Seen.OUTPUT if error is None else error
-    except ValueError:
-        pass
     begin = content.lstrip()[:1]
-    if begin == b"[":  # Gemini
-        try:
-            error = find_error(decode_members(bytes(decode_items(content)[0])))
-        except (ValueError, IndexError):
-            error = None
-        return Seen.OUTPUT if error is None else error
+    if not begin:
+        return Seen.NOTHING
     if begin == b"<":  # a page, of a portal or a CDN
         return Error()
-    return Seen.OUTPUT if begin else Seen.NOTHING
+    try:
+        return (len(content) <= HELD_BYTES and find_error(read_members(content))) or Seen.OUTPUT
+    except ValueError:
+        return Seen.OUTPUT
 
 
 def look_at_event(event: str | None, data: bytes) -> Seen | Error:
@@ -141,49 +135,57 @@ def look_at_event(event: str | None, data: bytes) -> Seen | Error:
         return read_error(data, event)
     if data == DONE or event == "ping":
         return Seen.NOTHING
-    try:
-        members = decode_members(data)
-    except ValueError:
-        shown = look_at_body(data) if data[:1] == b"[" else Seen.OUTPUT
-        return shown
+    members = read_object(data)
     error = find_error(members, event)
     if error is not None:
         return error
     kind = find_string(members, ("type",)) if "type" in members else event
     if kind == "ping":
         return Seen.NOTHING
-    if kind in _PRELUDE or ("choices" in members and _gives_nothing(members)):
+    if kind in _PRELUDE or ("choices" in members and _gives_nothing(members["choices"])):
         return Seen.PRELUDE
-    return Seen.OUTPUT
+    return look_at_body(data) if data[:1] == b"[" else Seen.OUTPUT
 
 
 class _Choice(msgspec.Struct):
     delta: dict[str, msgspec.Raw] | None = None
+    message: dict[str, msgspec.Raw] | None = None  # a whole answer as one event
     text: str | None = None
     finish_reason: Any = None
+
+    @property
+    def given(self) -> Iterable[tuple[str, msgspec.Raw]]:
+        return (self.delta or self.message or {}).items()
 
 
 _decode_choices = msgspec.json.Decoder(list[_Choice] | None).decode
 
 
-def _gives_nothing(members: Members) -> bool:
+def _gives_nothing(value: msgspec.Raw) -> bool:
     """Tell whether a chunk of a chat has neither content, nor a tool call, nor reasoning, nor an end."""
+    if len(memoryview(value)) > MAX_VALUE:
+        return False
     try:
-        choices = _decode_choices(members["choices"]) or ()
+        choices = _decode_choices(value) or ()
     except (ValueError, RecursionError):
         return False
     return not any(
         choice.text
         or choice.finish_reason
-        or any(name != "role" and bytes(value) not in _EMPTY for name, value in (choice.delta or {}).items())
+        or any(name != "role" and bytes(given) not in _EMPTY for name, given in choice.given)
         for choice in choices
     )
 
 
 def late_error(chunks: Iterable[bytes], framing: Framing) -> Error | None:
     """Return the error in the last chunks of a stream that gave output, wherever they are cut; or None."""
-    text = b"".join(chunks)
-    if b"error" not in text and b"failed" not in text:
+    text = b"".join(chunks)[-HELD_BYTES:]
+    if not _may_fail(text):
         return None
-    pieces = Pieces(len(text), len(text), framing).feed(text, False)
-    return next((seen for piece in pieces if isinstance(seen := look_at_event(*piece), Error)), None)
+    pieces = Pieces(len(text), len(text) + 1, framing).feed(text, False)
+    shown = (look_at_event(event, data) for event, data in pieces if event in _FAILED or _may_fail(data))
+    return next((seen for seen in shown if isinstance(seen, Error)), None)
+
+
+def _may_fail(text: bytes) -> bool:
+    return b"error" in text or b"failed" in text

@@ -269,7 +269,7 @@ async def test_what_the_first_call_raises_is_nothing_to_the_second_one() -> None
             raise ValueError("no such model")
         if is_routed_first:
             return await answer_json(send, "a")
-        await respond(send, large)
+        await respond(send, large, status=503)
         told.append((await receive())["type"])
 
     is_routed_first = True
