@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import json
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import nullcontext
 from typing import Any
@@ -376,6 +377,23 @@ async def test_other_client_errors_leave_a_pin_that_has_served(status: int) -> N
         answer = await call(app, AUTO, SESSION)
         assert (answer.start["status"], answer.pin_status) == (status, "hit")
     assert gateway.asked == ["a"] * 4
+
+
+@pytest.mark.parametrize(
+    "footer",
+    [
+        "Received Model Group=a\nAvailable Model Group Fallbacks=['c']\nmaximum context length of c",
+        "LiteLLM: model group 'a' failed with the error above. Fallback to c also failed: maximum context length of c",
+    ],
+    ids=["old", "new"],
+)
+async def test_what_litellm_says_below_an_error_of_its_groups_and_their_fallbacks_is_no_part_of_it(footer: str) -> None:
+    gateway = Gateway(
+        "a", "b", serve=failing(503, json.dumps({"error": {"message": f"overloaded\n\n{footer}"}}).encode())
+    )
+    app = await pinned(gateway)
+    answer = await call(app, AUTO, SESSION)
+    assert (answer.start["status"], answer.pin_status) == (200, "reroute")
 
 
 async def test_where_the_client_asked_for_the_pinned_name_there_is_nothing_else_to_send() -> None:
