@@ -16,7 +16,9 @@ from servers import free_port
 
 HERE = Path(__file__).parent
 LITELLM = HERE.parent.parent / "examples" / "litellm"
+SCRIPTS = Path(sys.executable).parent
 KEY = "sk-realworld"
+ALIVE = "/health/liveliness"  # of LiteLLM
 PATIENCE = 120  # seconds until a server has to answer; LiteLLM alone is imported for several
 
 
@@ -65,18 +67,39 @@ def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]
 def inside(folder: Path, environment: dict[str, str]) -> AbstractContextManager[str]:
     """The middleware within LiteLLM's own app."""
     script = LITELLM / "inside.py"
-    return serve_command(folder, sys.executable, script, ready="/health/liveliness", **environment)
+    return serve_command(folder, sys.executable, script, ready=ALIVE, **environment)
+
+
+def litellm_alone(
+    folder: Path, environment: dict[str, str], config: Path = LITELLM / "config.yaml"
+) -> AbstractContextManager[str]:
+    """A LiteLLM that knows nothing of session pinning."""
+    options: list[str | Path] = ["--config", config, "--host", "127.0.0.1", "--port"]
+    return serve_command(folder, SCRIPTS / "litellm", *options, ready=ALIVE, **environment)
 
 
 @contextlib.contextmanager
-def in_front(folder: Path, environment: dict[str, str]) -> Iterator[str]:
+def in_front(folder: Path, environment: dict[str, str], config: Path = LITELLM / "config.yaml") -> Iterator[str]:
     """`asgi-session-pin serve` in front of a LiteLLM that knows nothing of it."""
-    scripts, alive = Path(sys.executable).parent, "/health/liveliness"
-    options: list[str | Path] = ["--config", LITELLM / "config.yaml", "--host", "127.0.0.1", "--port"]
-    with serve_command(folder, scripts / "litellm", *options, ready=alive, **environment) as upstream:
-        options = ["serve", "--upstream", upstream, "--config", LITELLM / "session_pin.yaml", "--port"]
-        with serve_command(folder, scripts / "asgi-session-pin", *options, ready=alive) as url:
+    with litellm_alone(folder, environment, config) as upstream:
+        options: list[str | Path] = ["--upstream", upstream, "--config", LITELLM / "session_pin.yaml", "--port"]
+        with serve_command(folder, SCRIPTS / "asgi-session-pin", "serve", *options, ready=ALIVE) as url:
             yield url
+
+
+def litellm_environment(provider: httpx.Client) -> dict[str, str]:
+    """The variables of a LiteLLM that asks *provider*."""
+    return {
+        "LITELLM_MASTER_KEY": KEY,
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "FAKE_PROVIDER_URL": str(provider.base_url.join("/v1")),
+        "FAKE_PROVIDER_KEY": "any",
+    }
+
+
+def litellm_client(url: str) -> httpx.Client:
+    """A client that LiteLLM lets in."""
+    return httpx.Client(base_url=url, headers={"authorization": f"Bearer {KEY}"}, timeout=60, trust_env=False)
 
 
 Placement = Callable[[Path, dict[str, str]], AbstractContextManager[str]]
@@ -88,15 +111,8 @@ def litellm(
     request: pytest.FixtureRequest, provider: httpx.Client, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[httpx.Client]:
     """A client of a LiteLLM whose sessions are pinned, wherever the middleware stands."""
-    environment = {
-        "LITELLM_MASTER_KEY": KEY,
-        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-        "FAKE_PROVIDER_URL": str(provider.base_url.join("/v1")),
-        "FAKE_PROVIDER_KEY": "any",
-    }
-    headers = {"authorization": f"Bearer {KEY}"}
     with (
-        request.param(tmp_path_factory.mktemp("litellm"), environment) as url,
-        httpx.Client(base_url=url, headers=headers, timeout=60, trust_env=False) as client,
+        request.param(tmp_path_factory.mktemp("litellm"), litellm_environment(provider)) as url,
+        litellm_client(url) as client,
     ):
         yield client

@@ -1,7 +1,7 @@
 """A provider with the API of OpenAI, for a gateway to ask: it answers in the name of whatever model it is asked for.
 
 `python fake_provider.py PORT`. It remembers which model each request asked for, and serves all models but those that
-are out.
+are out. A tool whose parameters are no object, or a temperature beyond 2, is the client's fault, as it is for OpenAI.
 """
 
 import json
@@ -38,7 +38,7 @@ async def put_out(request: Request) -> Response:
 
 async def chat_completions(request: Request) -> Response:
     body = await request.json()
-    if refusal := refuse(body["model"]):
+    if refusal := refuse(body):
         return refusal
     model = body["model"] + SNAPSHOT
     answer = {"id": "chatcmpl-1", "created": 1, "model": model}
@@ -57,7 +57,7 @@ async def chat_completions(request: Request) -> Response:
 async def responses(request: Request) -> Response:
     """LiteLLM asks here for an OpenAI model when it is asked itself at /v1/messages."""
     body = await request.json()
-    if refusal := refuse(body["model"]):
+    if refusal := refuse(body):
         return refusal
     model = body["model"] + SNAPSHOT
     text = f"Hello from {model}."
@@ -87,12 +87,25 @@ async def responses(request: Request) -> Response:
     )
 
 
-def refuse(model: str) -> Response | None:
-    """Remember that a model was asked for, and return what a provider answers if it is out."""
+def refuse(body: dict[str, Any]) -> Response | None:
+    """Remember that a model was asked for, and return what a provider answers if it is out, or the request is bad."""
+    model = body["model"]
     asked.append(model)
-    if model not in out:
-        return None
-    return JSONResponse({"error": {"message": f"{model} is overloaded", "type": "server_error"}}, status_code=503)
+    if model in out:
+        return JSONResponse({"error": {"message": f"{model} is overloaded", "type": "server_error"}}, status_code=503)
+    for tool in body.get("tools") or ():
+        function = tool.get("function", tool)
+        if function["parameters"].get("type") != "object":
+            said = f"Invalid schema for function '{function['name']}': schema must be of type 'object'."
+            return bad_request(said, param="tools[0].function.parameters", code="invalid_function_parameters")
+    if body.get("temperature", 1) > 2:
+        said = "Invalid 'temperature': decimal above maximum value. Expected a value <= 2."
+        return bad_request(said, param="temperature", code="decimal_above_max_value")
+    return None
+
+
+def bad_request(message: str, **more: str) -> Response:
+    return JSONResponse({"error": {"message": message, "type": "invalid_request_error", **more}}, status_code=400)
 
 
 def events(items: list[Any]) -> Iterator[str]:

@@ -10,12 +10,11 @@ from typing import Any
 import httpx
 
 from realworld.asking import CHAT, chat, take_requests
-from realworld.conftest import serve_command
+from realworld.conftest import SCRIPTS, serve_command
 from servers import free_port
 
 BACKEND = Path(__file__).with_name("routing_backend.py")
 RECIPES = Path(__file__).parent.parent.parent / "examples" / "recipes"
-SCRIPTS = Path(sys.executable).parent
 
 
 class Stack:

@@ -1,18 +1,14 @@
 """LiteLLM's own session affinity, switched on behind ours: what ours lets go, LiteLLM still holds."""
 
-import sys
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
 
 from realworld.asking import CHAT, chat
-from realworld.conftest import KEY, LITELLM, serve_command
+from realworld.conftest import LITELLM, in_front, litellm_client, litellm_environment
 from realworld.test_litellm import CLAUDE, EASY, HARD, MINI
-
-ALIVE = "/health/liveliness"
 
 
 class Both:
@@ -36,25 +32,12 @@ class Both:
 
 @pytest.fixture(scope="module")
 def pinned(provider: httpx.Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    folder, scripts = tmp_path_factory.mktemp("both"), Path(sys.executable).parent
+    folder = tmp_path_factory.mktemp("both")
     config = folder / "config.yaml"
     section = "      complexity_router_config:\n"
     before, after = (LITELLM / "config.yaml").read_text().split(section)
     config.write_text(f"{before}{section}        session_affinity: true\n{after}")
-    environment = {
-        "LITELLM_MASTER_KEY": KEY,
-        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-        "FAKE_PROVIDER_URL": str(provider.base_url.join("/v1")),
-        "FAKE_PROVIDER_KEY": "any",
-    }
-    options: list[str | Path] = ["--config", config, "--host", "127.0.0.1", "--port"]
-    ours: list[str | Path] = ["--config", LITELLM / "session_pin.yaml", "--port"]
-    headers = {"authorization": f"Bearer {KEY}"}
-    with (
-        serve_command(folder, scripts / "litellm", *options, ready=ALIVE, **environment) as upstream,
-        serve_command(folder, scripts / "asgi-session-pin", "serve", "--upstream", upstream, *ours, ready=ALIVE) as url,
-        httpx.Client(base_url=url, headers=headers, timeout=60, trust_env=False) as client,
-    ):
+    with in_front(folder, litellm_environment(provider), config) as url, litellm_client(url) as client:
         yield client
 
 
@@ -82,6 +65,6 @@ def test_where_both_pin_a_model_that_is_out_is_not_routed_around(both: Both) -> 
     asked, answer = both.ask(HARD)
     assert asked == {MINI}
     assert answer.status_code == 503
-    assert answer.headers["x-session-pin-status"] == "reroute"
+    assert answer.headers["x-session-pin-status"] == "hit"  # routing did no better
     both.session_id = str(uuid.uuid4())
     assert both.ask(HARD)[0] == {CLAUDE}

@@ -3,9 +3,13 @@
 import json
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+
+from realworld.conftest import LITELLM, in_front, litellm_client, litellm_environment
 
 EASY = "What is the capital of France?"
 HARD = (
@@ -35,16 +39,30 @@ class Asker:
     def ask(
         self, path: str, prompt: str, session_id: str | None = None, *, stream: bool = False, model: str = "smart"
     ) -> tuple[list[str], httpx.Response]:
-        """Return the models that the provider was asked for, and the answer, which has come whole."""
-        body = {"model": model, "stream": stream, "max_tokens": 100, "messages": [{"role": "user", "content": prompt}]}
-        if path == RESPONSES:
-            body = {"model": model, "stream": stream, "input": prompt}
+        """Return the models that the provider was asked for, and the answer, which has come whole and is good."""
         headers = {"x-session-id": session_id} if session_id else {}
-        answer = self._gateway.post(path, json=body, headers=headers)
-        asked: list[str] = self._provider.delete("/asked").json()
+        asked, answer = self.try_to_ask(path, prompt, headers, stream=stream, model=model)
         assert answer.status_code == 200, answer.text
         assert answer.headers["content-type"].startswith("text/event-stream" if stream else "application/json")
         assert text_of(answer) == f"Hello from {asked[-1]}-2024-07-18."
+        return asked, answer
+
+    def try_to_ask(
+        self,
+        path: str,
+        prompt: str,
+        headers: dict[str, str],
+        *,
+        stream: bool = False,
+        model: str = "smart",
+        **more: Any,
+    ) -> tuple[list[str], httpx.Response]:
+        """Return the models that the provider was asked for, and the answer, good or bad; *more* goes into the body."""
+        body = {"model": model, "stream": stream, "max_tokens": 100, "messages": [{"role": "user", "content": prompt}]}
+        if path == RESPONSES:
+            body = {"model": model, "stream": stream, "input": prompt}
+        answer = self._gateway.post(path, json=body | more, headers=headers)
+        asked: list[str] = self._provider.delete("/asked").json()
         return asked, answer
 
     def take_out(self, *models: str) -> None:
@@ -58,6 +76,11 @@ def asker(litellm: httpx.Client, provider: httpx.Client) -> Iterator[Asker]:
     provider.delete("/asked")
     yield asker
     asker.take_out()
+
+
+def new_session() -> dict[str, str]:
+    """Return the headers of a session of somebody else, for whom no name has served; LiteLLM looks at its own key."""
+    return {"x-session-id": str(uuid.uuid4()), "ocp-apim-subscription-key": str(uuid.uuid4())}
 
 
 def text_of(answer: httpx.Response) -> str:
@@ -145,3 +168,78 @@ def test_a_pinned_model_that_is_out_is_routed_around_and_stays_pinned(asker: Ask
     assert answer.headers["x-session-pin-status"] == "reroute"
     asker.take_out()
     assert asker.ask(CHAT, EASY, session_id, stream=stream)[0] == [CLAUDE]
+
+
+@pytest.fixture
+def falling_back(provider: httpx.Client, tmp_path: Path) -> Iterator[Asker]:
+    """A client of a LiteLLM that answers by `mini` where `claude` fails."""
+    config = tmp_path / "config.yaml"
+    settings = "router_settings: {num_retries: 0, fallbacks: [{claude: [mini]}]}"
+    config.write_text(f"{(LITELLM / 'config.yaml').read_text()}\n{settings}\n")
+    with in_front(tmp_path, litellm_environment(provider), config) as url, litellm_client(url) as client:
+        asker = Asker(client, provider)
+        provider.delete("/asked")
+        yield asker
+        asker.take_out()
+
+
+def test_the_gateways_own_fallback_decides_nothing_and_takes_no_pin(falling_back: Asker) -> None:
+    for path in (CHAT, MESSAGES, RESPONSES):
+        for stream in (False, True):
+            session_id = str(uuid.uuid4())
+            for out, asked, status, model in [
+                ([CLAUDE], [CLAUDE, MINI], "miss", None),
+                ([], [CLAUDE], "miss", "claude"),
+                ([CLAUDE], [CLAUDE, MINI], "hit", "claude"),
+                ([], [CLAUDE], "hit", "claude"),
+            ]:
+                falling_back.take_out(*out)
+                models, answer = falling_back.ask(path, EASY if status == "hit" else HARD, session_id, stream=stream)
+                assert models == asked
+                assert answer.headers["x-session-pin-status"] == status
+                assert answer.headers.get("x-session-model") == model
+                assert answer.headers["x-litellm-attempted-fallbacks"] == str(len(out))
+
+
+ARRAY = {"type": "array"}  # not what a tool's parameters may be
+BAD_TOOLS: dict[str, Any] = {
+    CHAT: {"type": "function", "function": {"name": "clock", "parameters": ARRAY}},
+    MESSAGES: {"name": "clock", "input_schema": ARRAY},
+    RESPONSES: {"type": "function", "name": "clock", "parameters": ARRAY},
+}
+
+
+@every_kind
+@pytest.mark.parametrize("served", [False, True], ids=["new pin", "proven pin"])
+def test_a_request_that_the_provider_refuses_for_a_tools_schema_leaves_its_session_on_its_model(
+    asker: Asker, path: str, stream: bool, served: bool
+) -> None:
+    headers = new_session()
+    for prompt in [HARD, EASY][: 1 + served]:
+        assert asker.try_to_ask(path, prompt, headers, stream=stream)[0] == [CLAUDE]
+    for _ in range(4):
+        asked, answer = asker.try_to_ask(path, EASY, headers, stream=stream, tools=[BAD_TOOLS[path]])
+        assert asked == [CLAUDE]
+        assert answer.status_code == 400
+        assert "Invalid schema for function 'clock'" in answer.text
+        assert f"model group '{GROUPS[CLAUDE]}'" in answer.text  # LiteLLM ends each of its errors with it
+        assert answer.headers["x-session-pin-status"] == "hit"
+    asked, answer = asker.try_to_ask(path, EASY, headers, stream=stream)
+    assert (asked, answer.status_code, answer.headers["x-session-pin-status"]) == ([CLAUDE], 200, "hit")
+
+
+@every_kind
+def test_another_bad_request_of_a_new_pin_is_tried_once_as_it_came_and_leaves_its_session_on_its_model(
+    asker: Asker, path: str, stream: bool
+) -> None:
+    headers = new_session()
+    assert asker.try_to_ask(path, HARD, headers, stream=stream)[0] == [CLAUDE]
+    # What is at fault LiteLLM says as OpenAI does at one endpoint alone.
+    for models in [[CLAUDE] if path == CHAT else [CLAUDE, MINI], [CLAUDE], [CLAUDE], [CLAUDE]]:
+        asked, answer = asker.try_to_ask(path, EASY, headers, stream=stream, temperature=3)
+        assert asked == models
+        assert answer.status_code == 400
+        assert "Invalid 'temperature'" in answer.text
+        assert answer.headers["x-session-pin-status"] == "hit"
+    asked, answer = asker.try_to_ask(path, EASY, headers, stream=stream)
+    assert (asked, answer.status_code, answer.headers["x-session-pin-status"]) == ([CLAUDE], 200, "hit")

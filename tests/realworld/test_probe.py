@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,25 +10,16 @@ import httpx
 import pytest
 import yaml
 
-from realworld.conftest import KEY, LITELLM, serve_command
+from realworld.conftest import KEY, LITELLM, SCRIPTS, litellm_alone, litellm_client, litellm_environment, serve_command
 from realworld.test_litellm import CHAT, CLAUDE, EASY, GROUPS, HARD, MESSAGES, MINI, RESPONSES, Asker
 
-LITELLM_COMMAND = Path(sys.executable).with_name("litellm")
-COMMAND = Path(sys.executable).with_name("asgi-session-pin")
+COMMAND = SCRIPTS / "asgi-session-pin"
 
 
 @pytest.fixture(scope="module")
 def upstream(provider: httpx.Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A LiteLLM that knows nothing of session pinning."""
-    environment = {
-        "LITELLM_MASTER_KEY": KEY,
-        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-        "FAKE_PROVIDER_URL": str(provider.base_url.join("/v1")),
-        "FAKE_PROVIDER_KEY": "any",
-    }
-    options: list[str | Path] = ["--config", LITELLM / "config.yaml", "--host", "127.0.0.1", "--port"]
-    folder = tmp_path_factory.mktemp("bare-litellm")
-    with serve_command(folder, LITELLM_COMMAND, *options, ready="/health/liveliness", **environment) as url:
+    with litellm_alone(tmp_path_factory.mktemp("bare-litellm"), litellm_environment(provider)) as url:
         yield url
 
 
@@ -55,11 +45,7 @@ def test_it_finds_the_settings_of_the_example(upstream: str, path: str, names: l
 def test_the_settings_that_it_prints_pin(upstream: str, provider: httpx.Client, tmp_path: Path) -> None:
     (tmp_path / "found.yaml").write_text(probe(upstream, "--model", "smart")["yaml"])
     options = ["serve", "--upstream", upstream, "--config", "found.yaml", "--port"]
-    headers = {"authorization": f"Bearer {KEY}"}
-    with (
-        serve_command(tmp_path, COMMAND, *options) as url,
-        httpx.Client(base_url=url, headers=headers, timeout=60, trust_env=False) as client,
-    ):
+    with serve_command(tmp_path, COMMAND, *options) as url, litellm_client(url) as client:
         provider.delete("/asked")
         asker = Asker(client, provider)
         for path in (CHAT, MESSAGES, RESPONSES):

@@ -11,8 +11,8 @@ import yaml
 
 from realworld.apps import run_app
 from realworld.asking import CHAT, EASY, HARD, chat, new_session
-from realworld.conftest import serve_command
-from realworld.stacks import BACKEND, RECIPES, SCRIPTS, Stack, run_stack
+from realworld.conftest import SCRIPTS, serve_command
+from realworld.stacks import BACKEND, RECIPES, Stack, run_stack
 from realworld.test_litserve import BARE as LITSERVE
 from realworld.test_lm_proxy import BARE as LM_PROXY
 from realworld.test_lm_proxy import INSIDE as LM_PROXY_INSIDE
