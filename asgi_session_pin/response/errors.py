@@ -10,7 +10,7 @@ from ..wire.json import Members, decode_items, decode_members, decode_value, fin
 # What gateways put into an `error` that is none.
 _NO_ERROR = frozenset({b"null", b"false", b"0", b'""', b"{}", b"[]"})
 # LiteLLM ends its errors with the name of the model group, whatever was wrong; the first words are old versions'.
-_litellm_footer = re.compile(r"(?:Received|Available) Model Group|LiteLLM: model group '").search
+_litellm_footer = re.compile(r"(?:Received|Available) Model Group\b|LiteLLM: model group '").search
 MAX_VALUE = 65_536  # bytes of what is decoded: no error is larger
 _MAX_MEMBER = 1_048_576  # bytes of one that is looked into: a failed response repeats its instructions and tools
 _MAX_TEXT = 4096  # characters of a message that are looked at
