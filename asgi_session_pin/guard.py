@@ -100,7 +100,7 @@ class Guard(Opaque):
             self.output = self.output or self._open_output()
             await self._flush()
             self.stage = Stage.LOOKING
-        elif self.first is not None:
+        elif self.stage is Stage.FAILING and self.first is not None:
             self.stage = Stage.DROPPED
             self._tell_to_end()
             await self.first.flush()  # what it raised is nothing to this app; it comes out at the end
@@ -140,6 +140,7 @@ class Guard(Opaque):
         if self.stage is Stage.HOLDING:
             seen = self._look(chunk, more)
             if seen is Seen.OUTPUT:
+                self.stage = Stage.FLUSHING  # at once: the app may call again before it awaits this
                 return self._pass()
             if seen is Seen.ERROR or (seen is Seen.NOTHING and not more and self.held[0]["status"] == 200):
                 self.stage = Stage.FAILING
@@ -229,8 +230,8 @@ class Guard(Opaque):
         exchange.runtime.hold_timer.forget(self)
         self.stage = Stage.FLUSHING
         self.is_flushing = True
-        if exchange.body is not None:
-            exchange.body.original = b""  # it may be large, and the answer take minutes
+        assert exchange.body is not None
+        exchange.body.original = b""  # it may be large, and the answer take minutes
         try:
             while self.held:
                 await self.answer.send(self.held[0])

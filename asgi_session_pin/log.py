@@ -48,9 +48,9 @@ class Warnings:
 def names_of(error: BaseException | None) -> str:
     """Return the names of an exception and of those that it came from: their texts may quote what a server sent."""
     names: dict[str, None] = {}
-    for _ in range(10):  # a chain may be a circle
-        if error is None:
-            break
+    left = 10  # a chain may be a circle
+    while error is not None and left:
         names[type(error).__name__] = None
         error = error.__cause__ or error.__context__
+        left -= 1
     return " from ".join(names)

@@ -127,8 +127,8 @@ async def replace(exchange: Exchange, pin: Pin, verdict: Verdict, reader: Reader
 async def count_failure(exchange: Exchange) -> None:
     """Count a failure of the pin that went out, so that the answer was no use of the pin."""
     pin, exchange.pin = exchange.pin, None
-    if pin is not None:
-        await _count_failure(exchange, pin)
+    assert pin is not None
+    await _count_failure(exchange, pin)
 
 
 async def _count_failure(exchange: Exchange, pin: Pin) -> bool:

@@ -1,9 +1,13 @@
 """Sources of ids, and what makes two requests the same session."""
 
+import json
+
 import pytest
 
 from asgi_driver import SESSION, Gateway, Header, call
 from asgi_session_pin import Config, MemoryStore, Pin, SessionPinMiddleware, Sessions
+from asgi_session_pin.request.session import asked_model
+from asgi_session_pin.wire.json import decode_members
 from behaviour_document import Section, case
 
 
@@ -192,3 +196,12 @@ async def test_where_the_body_tells_nothing_a_header_source_behind_it_is_told_wh
     app = SessionPinMiddleware(Gateway("a", "b"), config=config)
     assert (await call(app, b"no json", SESSION)).pin_status == "ignored; reason=body-not-json"
     assert (await call(app, {"user": "u"}, SESSION, (b"x-session-pin", b"off"))).pin_status == "off"
+
+
+@pytest.mark.parametrize("model", ["x" * 257, "é" * 300])
+def test_a_name_that_is_too_long_is_kept_as_its_digest(model: str) -> None:
+    asked = asked_model(decode_members(json.dumps({"model": model}).encode()))
+    assert isinstance(asked, bytes)
+    assert len(asked) == 16
+    assert asked != asked_model(decode_members(json.dumps({"model": model + "y"}).encode()))
+    assert asked_model(decode_members(json.dumps({"model": model[:256]}).encode())) == model[:256]

@@ -1,0 +1,392 @@
+"""What a pinned answer that is held back may not disturb: order, contexts, scopes, the app's own objects."""
+
+import asyncio
+import contextlib
+import json
+from contextvars import ContextVar
+from typing import Any
+
+import pytest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from test_failover import AUTO, Gateway, failing, pinned, statuses
+
+from asgi_driver import (
+    JSON_TYPE,
+    SESSION,
+    SSE_TYPE,
+    Clock,
+    answer_json,
+    answer_stream,
+    asked_model,
+    body_messages,
+    call,
+    http_scope,
+    read_body,
+    receive_from,
+    respond,
+)
+from asgi_session_pin import Config, Failover, Routing, SessionPinMiddleware
+from behaviour_document import Section, case
+
+ROLE = b'data: {"choices":[{"delta":{"role":"assistant"}}]}\n\n'
+WORD = b'data: {"choices":[{"delta":{"content":"%d"}}]}\n\n'
+ERROR = b'data: {"error":{"message":"overloaded","type":"server_error"}}\n\n'
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asgi_session_pin.hold_timer.HOLD_SECONDS", 0.005)
+
+
+async def start_stream(send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [SSE_TYPE]})
+
+
+def body_of(messages: list[Message]) -> bytes:
+    return b"".join(bytes(message.get("body", b"")) for message in messages)
+
+
+# The app's messages
+
+
+async def test_messages_that_are_sent_at_the_same_time_all_arrive_in_order() -> None:
+    async def serve(send: Send, model: str) -> None:
+        await start_stream(send)
+        await asyncio.gather(
+            *(send({"type": "http.response.body", "body": WORD % n, "more_body": True}) for n in range(5))
+        )
+        await send({"type": "http.response.body", "body": b""})
+
+    app = await pinned(Gateway("a", serve=serve))
+    messages: list[Message] = []
+
+    async def send(message: Message) -> None:
+        await asyncio.sleep(0.001)
+        messages.append(message)
+
+    await app(http_scope(SESSION), receive_from(body_messages(b'{"model":"auto"}')), send)
+    assert body_of(messages) == b"".join(WORD % n for n in range(5))
+    assert messages[0]["type"] == "http.response.start"
+
+
+async def test_a_send_that_the_app_gives_up_loses_no_message_that_was_held() -> None:
+    async def serve(send: Send, model: str) -> None:
+        await start_stream(send)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.005):
+                await send({"type": "http.response.body", "body": WORD % 0, "more_body": True})
+        for number in (1, 2):
+            await send({"type": "http.response.body", "body": WORD % number, "more_body": number < 2})
+
+    app = await pinned(Gateway("a", serve=serve))
+    messages: list[Message] = []
+    is_slow = True
+
+    async def send(message: Message) -> None:
+        nonlocal is_slow
+        if is_slow:
+            is_slow = False
+            await asyncio.Event().wait()
+        messages.append(message)
+
+    await app(http_scope(SESSION), receive_from(body_messages(b'{"model":"auto"}')), send)
+    assert [message["type"].rpartition(".")[2] for message in messages] == ["start", "body", "body", "body"]
+    assert body_of(messages) == b"".join(WORD % n for n in range(3))
+
+
+async def test_an_app_may_use_its_messages_and_buffers_again() -> None:
+    async def serve(send: Send, model: str) -> None:
+        message: dict[str, Any] = {"type": "http.response.start", "status": 200, "headers": [SSE_TYPE]}
+        await send(message)
+        message = {"type": "http.response.body", "more_body": True}
+        for chunk in (ROLE, WORD % 1, WORD % 2):
+            message["body"] = chunk
+            await send(message)
+        with memoryview(bytearray(WORD % 3)) as view:
+            await send({"type": "http.response.body", "body": view})
+
+    answer = await call(await pinned(Gateway("a", serve=serve)), AUTO, SESSION)
+    assert answer.body == ROLE + b"".join(WORD % n for n in (1, 2, 3))
+
+
+async def test_messages_of_other_types_pass_while_output_is_still_to_come(quick: None) -> None:
+    async def serve(send: Send, model: str) -> None:
+        await start_stream(send)
+        await send({"type": "http.response.body", "body": ROLE, "more_body": True})
+        await asyncio.sleep(0.05)
+        await send({"type": "http.response.debug", "info": {}})
+        await send({"type": "http.response.body", "body": WORD % 1})
+
+    answer = await call(await pinned(Gateway("a", serve=serve)), AUTO, SESSION)
+    assert [message["type"].rpartition(".")[2] for message in answer.messages] == ["start", "body", "debug", "body"]
+
+
+# What runs around
+
+
+async def test_what_is_held_too_long_goes_out_in_the_context_of_its_own_request(quick: None) -> None:
+    request_id: ContextVar[str] = ContextVar("request_id")
+
+    async def serve(send: Send, model: str) -> None:
+        await start_stream(send)
+        await asyncio.sleep(0.03)
+        await send({"type": "http.response.body", "body": WORD % 1})
+
+    app = await pinned(Gateway("a", serve=serve))
+
+    async def correlated(scope: Scope, receive: Receive, send: Send) -> None:
+        request_id.set(scope["query_string"].decode())
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"].append((b"x-request-id", request_id.get().encode()))
+            await send(message)
+
+        await app(scope, receive, send_with_id)
+
+    async def ask(name: str) -> str:
+        scope = http_scope(SESSION)
+        scope["query_string"] = name.encode()
+        return (await call(correlated, AUTO, scope=scope)).headers["x-request-id"]
+
+    assert await asyncio.gather(*map(ask, "abc")) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("asked", ["auto", "a"])
+async def test_what_outer_middleware_puts_into_the_scope_stays(asked: str) -> None:
+    app = await pinned(Gateway("a", serve=answer_json))
+
+    async def outer(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_and_note(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                scope["user"] = "known"
+                scope["state"]["status"] = message["status"]
+            await send(message)
+
+        scope["user"] = "anonymous"
+        await app(scope, receive, send_and_note)
+
+    scope = http_scope(SESSION)
+    await call(outer, {"model": asked}, scope=scope)
+    assert (scope["user"], scope["state"]) == ("known", {"status": 200})
+
+
+async def test_an_exception_whose_cause_is_itself_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def serve(send: Send, model: str) -> None:
+        error = RuntimeError("out")
+        raise error from error
+
+    app = await pinned(Gateway("a", "b", serve=serve))
+    assert await statuses(app) == ["reroute"]
+    assert "the app raised RuntimeError\n" in caplog.text
+
+
+# What counts
+
+
+@pytest.mark.parametrize("body", [b'{"error":{"message":"overloaded"}}', b""])
+async def test_a_json_failure_over_a_second_after_its_start_counts(quick: None, body: bytes) -> None:
+    async def serve(send: Send, model: str) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [JSON_TYPE]})
+        await asyncio.sleep(0.03)
+        await send({"type": "http.response.body", "body": body})
+
+    app = await pinned(Gateway("a", serve=serve))
+    assert await statuses(app, count=4) == ["hit", "hit", "hit", "miss"]
+
+
+@pytest.mark.parametrize(
+    "error", [TimeoutError("upstream"), ConnectionResetError("upstream"), RuntimeError("upstream")]
+)
+async def test_what_the_app_raises_in_a_stream_counts_whatever_its_class(error: Exception) -> None:
+    async def serve(send: Send, model: str) -> None:
+        await start_stream(send)
+        await send({"type": "http.response.body", "body": WORD % 1, "more_body": True})
+        raise error
+
+    app = await pinned(Gateway("a", serve=serve), config=Config(failover=Failover(give_up_after=1)))
+    with pytest.raises(type(error), match="upstream"):
+        await call(app, AUTO, SESSION)
+    assert await statuses(app) == ["miss"]
+
+
+async def test_what_the_servers_send_raises_is_the_clients_leaving() -> None:
+    app = await pinned(Gateway("a", serve=answer_stream), config=Config(failover=Failover(give_up_after=1)))
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            raise OSError("client gone")
+
+    with pytest.raises(OSError, match="client gone"):
+        await app(http_scope(SESSION), receive_from(body_messages(b'{"model":"auto"}')), send)
+    assert await statuses(app) == ["hit"]
+
+
+async def test_what_is_raised_behind_a_whole_stream_says_nothing_of_the_model() -> None:
+    async def serve(send: Send, model: str) -> None:
+        await answer_stream(send, model)
+        raise RuntimeError("background work")
+
+    app = await pinned(Gateway("a", serve=serve), config=Config(failover=Failover(give_up_after=1)))
+    with pytest.raises(RuntimeError, match="background work"):
+        await call(app, AUTO, SESSION)
+    app.app.serve = answer_json  # type: ignore[attr-defined]
+    assert await statuses(app) == ["hit"]
+
+
+@pytest.mark.parametrize("chunk", [5, 1000])
+async def test_a_late_error_is_seen_however_it_is_cut_and_whatever_comes_behind_it(chunk: int) -> None:
+    stream = WORD % 1 + ERROR + b": ping\n\n" * 5 + b"data: [DONE]\n\n"
+
+    async def serve(send: Send, model: str) -> None:
+        await start_stream(send)
+        for at in range(0, len(stream), chunk):
+            await send({"type": "http.response.body", "body": stream[at : at + chunk], "more_body": True})
+        await send({"type": "http.response.body"})
+
+    app = await pinned(Gateway("a", serve=serve))
+    assert await statuses(app, count=4) == ["hit", "hit", "hit", "miss"]
+
+
+async def test_pieces_of_a_stream_that_are_large_or_buffers_are_looked_at_for_a_late_error_too() -> None:
+    async def serve(send: Send, model: str) -> None:
+        await start_stream(send)
+        await send({"type": "http.response.body", "body": WORD % 1, "more_body": True})
+        await send({"type": "http.response.body", "body": bytearray(b": x\n\n" * 10_000 + ERROR), "more_body": True})
+        await send({"type": "http.response.body"})
+
+    app = await pinned(Gateway("a", serve=serve))
+    assert await statuses(app, count=4) == ["hit", "hit", "hit", "miss"]
+
+
+async def test_failures_that_come_in_bursts_give_the_pin_up_in_the_end(clock: Clock) -> None:
+    gateway = Gateway("a", "b", serve=failing(503))
+    app = await pinned(gateway)
+    for _ in range(3):
+        clock.now += 10
+        assert await asyncio.gather(*(call(app, AUTO, SESSION) for _ in range(5)))
+    gateway.serve = answer_json
+    assert (await call(app, AUTO, SESSION)).json["model"] == "b"
+
+
+async def test_a_gateways_own_fallback_under_a_pin_is_no_success_of_the_pinned_model() -> None:
+    async def serve(send: Send, model: str) -> None:
+        headers = [JSON_TYPE, (b"x-litellm-attempted-fallbacks", b"1")]
+        await (respond(send, b'{"model":"b"}', headers=headers) if falls_back else failing(503)(send, model))
+
+    falls_back = False
+    gateway = Gateway("a", "b", serve=serve)
+    app = await pinned(gateway)
+    for answers_by_fallback in (False, False, True, False):
+        falls_back = answers_by_fallback
+        await call(app, AUTO, SESSION)
+    gateway.serve = answer_json
+    assert (await call(app, AUTO, SESSION)).json["model"] == "b", "three failures in a row"
+
+
+async def test_a_router_that_does_not_heed_pins_is_told_of_after_three_sessions(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    models = iter("abcdefgh")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await read_body(receive)
+        await respond(send, json.dumps({"model": next(models)}).encode())
+
+    middleware = SessionPinMiddleware(app)
+    for session in (b"1", b"2", b"3"):
+        assert "does not heed" not in caplog.text
+        for _ in range(2):
+            await call(middleware, AUTO, (b"x-session-id", session))
+    assert "the router does not heed the model that a request names" in caplog.text
+    assert "get_session_pin(request).pinned" in caplog.text
+
+
+async def test_a_pin_that_is_forgotten_in_a_long_stream_stays_so(clock: Clock) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        asked = asked_model(await read_body(receive))
+        if takes_long:
+            assert await middleware.forget("session-1", model="auto")
+            clock.now += 700
+        await answer_stream(send, "a" if asked == "auto" else asked)
+
+    takes_long = False
+    middleware = SessionPinMiddleware(app)
+    assert await statuses(middleware, count=2) == ["miss", "hit"]
+    takes_long = True
+    assert await statuses(middleware) == ["hit"]
+    takes_long = False
+    assert await statuses(middleware) == ["miss"]
+
+
+@case(
+    Section.FAILURE, "a second answer that turns out to be an error after its start", "goes on; the pin stays as it was"
+)
+async def test_a_routed_answer_that_fails_late_refuses_no_name(quick: None) -> None:
+    refused = b'{"error":{"message":"no","code":"model_not_found"}}'
+
+    async def route(send: Send, model: str) -> None:
+        await start_stream(send)
+        await asyncio.sleep(0.03)
+        await send({"type": "http.response.body", "body": ERROR})
+
+    gateway = Gateway("a", serve=failing(404, refused))
+    app = await pinned(gateway)
+    gateway.route = route
+    assert await statuses(app) == ["reroute"]
+    gateway.serve = answer_json
+    assert await statuses(app) == ["hit"]
+
+
+async def test_an_answer_without_a_body_is_no_failure_where_its_status_says_so() -> None:
+    app = await pinned(Gateway("a", serve=failing(204, b"")))
+    answer = await call(app, AUTO, SESSION)
+    assert (answer.start["status"], answer.pin_status) == (204, "hit")
+
+
+async def test_a_json_answer_that_is_whole_by_its_length_waits_for_nothing() -> None:
+    content = b'{"model":"a"}'
+    seen: list[int] = []
+
+    async def serve(send: Send, model: str) -> None:
+        headers = [JSON_TYPE, (b"content-length", b"%d" % len(content))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": content, "more_body": True})
+        seen.append(len(messages))
+        await send({"type": "http.response.body"})
+
+    app = await pinned(Gateway("a", serve=serve))
+    messages: list[Message] = []
+
+    async def send(message: Message) -> None:
+        messages.append(message)
+
+    await app(http_scope(SESSION), receive_from(body_messages(b'{"model":"auto"}')), send)
+    assert seen == [2]
+
+
+def test_one_event_loop_after_another_may_use_a_middleware(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asgi_session_pin.hold_timer.HOLD_SECONDS", 0.005)
+    held = asyncio.Event()
+
+    async def serve(send: Send, model: str) -> None:
+        await start_stream(send)
+        held.set()
+        await asyncio.sleep(0.02 if seconds else 30)
+        await send({"type": "http.response.body", "body": WORD % 1})
+
+    async def make() -> ASGIApp:
+        return await pinned(Gateway("a", serve=serve), config=Config(routing=Routing(decision_wait_seconds=1)))
+
+    async def leave() -> None:
+        task = asyncio.create_task(call(app, AUTO, SESSION))
+        await held.wait()
+        task.cancel()
+        await asyncio.wait([task])
+
+    seconds = 0
+    app = asyncio.run(make())
+    asyncio.run(leave())
+    seconds = 1
+    answer = asyncio.run(call(app, AUTO, SESSION))
+    assert (answer.pin_status, answer.body) == ("hit", WORD % 1)
