@@ -37,7 +37,7 @@ from asgi_session_pin import (
     SessionPinMiddleware,
     get_session_pin,
 )
-from asgi_session_pin.pins.turns import Turns
+from asgi_session_pin.pins.turns import Turn, Turns
 from behaviour_document import Section, case
 
 AUTO = {"model": "auto"}
@@ -587,3 +587,20 @@ async def test_a_client_that_left_while_it_waited_is_the_apps_affair() -> None:
     await asyncio.gather(first, waiting)
     assert messages[0]["status"] == 200
     assert gateway.asked == ["auto", "a"]
+
+
+def test_the_room_for_those_that_wait_is_whole_again_in_another_event_loop() -> None:
+    turns = Turns(wait_seconds=5, max_bytes=100)
+
+    async def take() -> Turn | None:
+        return turns.take(b"key")
+
+    assert asyncio.run(take()) is not None
+    with turns.holding(80):
+        assert asyncio.run(take()) is not None, "whoever had it is over with that loop"
+        with turns.holding(80) as there_is_room:
+            assert there_is_room
+    with turns.holding(100) as there_is_room:
+        assert there_is_room
+    with turns.holding(101) as there_is_room:
+        assert not there_is_room

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi_session_pin.response.errors import MAX_VALUE, Error, find_error, read_error
+from asgi_session_pin.response.errors import MAX_VALUE, Error, find_error, read_error, read_members
 from asgi_session_pin.wire.json import decode_members
 
 
@@ -172,3 +172,8 @@ def test_no_nesting_raises_however_deep(text: str) -> None:
 @given(st.binary(max_size=200))
 def test_no_bytes_raise(content: bytes) -> None:
     assert len(read_error(content).text) <= 4096
+
+
+def test_an_array_that_is_larger_than_any_error_is_not_read() -> None:
+    with pytest.raises(ValueError, match="too large"):
+        read_members(b'[{"error":{}}' + b",0" * 40_000 + b"]")
