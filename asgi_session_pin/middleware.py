@@ -60,7 +60,6 @@ class SessionPinMiddleware:
     ) -> None:
         settings = Config.load(config)
         clock = clock or monotonic
-        routing = settings.routing
         listeners = read_listeners(listeners)
         if session_id is not None:
             check_session_id(session_id)
@@ -75,35 +74,11 @@ class SessionPinMiddleware:
         self._endpoints = [(Patterns([endpoint.path]), endpoint) for endpoint in settings.endpoints]
         self._endpoint = lru_cache(maxsize=256)(self._find_endpoint)
         opened = open_store(settings, source_name(config), clock) if store is None else store
-        is_watched = bool(listeners) or routing.session_max_age_seconds is not None
-        warn = Warnings(clock)
-        self._runtime = Runtime(
-            app=app,
-            config=settings,
-            sessions=self._sessions,
-            rules=ModelRules(settings),
-            is_routed=_routed_models(routing.router_models),
-            pins=PinTable(
-                opened,
-                make_resilient(opened, settings, clock),
-                settings,
-                on_failure=partial(warn.failed, _STORE_FAILED),
-                timer=clock,
-            ),
-            find=opened.find if type(opened) is MemoryStore and not is_watched else None,
-            health=Health(settings, clock, compares_all=bool(listeners)),
-            hold_timer=HoldTimer(),
-            warn=warn,
-            listeners=listeners,
-            timer=clock,
-            renew_after=routing.session_ttl_seconds / 10 if routing.session_ttl_sliding else math.inf,
-            max_request_bytes=settings.limits.max_request_bytes,
-            nothing_to_heed=NameMemory(),
-        )
+        self._runtime = make_runtime(app, settings, self._sessions, opened, listeners, clock)
         if type(opened) is not MemoryStore:
-            _warn_of_guessable_ids(settings, warn)
+            _warn_of_guessable_ids(settings, self._runtime.warn)
         elif store is None:
-            _warn_of_workers(warn)
+            _warn_of_workers(self._runtime.warn)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -184,6 +159,44 @@ class SessionPinMiddleware:
             await send(message)
 
         return send_and_close
+
+
+def make_runtime(
+    app: ASGIApp,
+    config: Config,
+    sessions: SessionReader,
+    store: PinStore,
+    listeners: tuple[Listener, ...],
+    clock: Callable[[], float],
+) -> Runtime:
+    """Return what all requests of a middleware share."""
+    routing = config.routing
+    warn = Warnings(clock)
+    pins = PinTable(
+        store,
+        make_resilient(store, config, clock),
+        config,
+        on_failure=partial(warn.failed, _STORE_FAILED),
+        timer=clock,
+    )
+    is_watched = bool(listeners) or routing.session_max_age_seconds is not None
+    return Runtime(
+        app=app,
+        config=config,
+        sessions=sessions,
+        rules=ModelRules(config),
+        is_routed=_routed_models(routing.router_models),
+        pins=pins,
+        find=store.find if type(store) is MemoryStore and not is_watched else None,
+        health=Health(config, clock, compares_all=bool(listeners)),
+        hold_timer=HoldTimer(),
+        warn=warn,
+        listeners=listeners,
+        timer=clock,
+        renew_after=routing.session_ttl_seconds / 10 if routing.session_ttl_sliding else math.inf,
+        max_request_bytes=config.limits.max_request_bytes,
+        nothing_to_heed=NameMemory(),
+    )
 
 
 def _routed_models(patterns: tuple[str, ...]) -> Callable[[AskedModel], bool] | None:

@@ -15,8 +15,6 @@ from .errors import Error
 class Verdict(Enum):
     """What an answer under a pin says of the pinned model."""
 
-    SERVED = "served"
-    """It gave output."""
     CLIENT = "client"
     """The request itself is at fault, or what it holds: neither success nor failure."""
     REFUSED = "refused"

@@ -57,7 +57,7 @@ class Slow:
 @case(
     Section.PIN,
     "an answer that takes longer than a tenth of `session_ttl_seconds`",
-    "the pin's time starts again at its end, before the last message goes on",
+    "the pin's time starts again at its end, when the app is done",
 )
 @pytest.mark.parametrize("asked", ["auto", "a"])
 @pytest.mark.parametrize("content_type", [JSON_TYPE, SSE_TYPE, (b"content-type", b"application/x-ndjson")])
