@@ -41,7 +41,7 @@ def judge(status: int, error: Error, model: str, *, is_proven: bool) -> Verdict:
     is_limited = bool(error.words & _RATE_LIMITS)
     if error.words & _CONTENT:
         return Verdict.CLIENT
-    if not is_limited and (error.param not in (None, "model") or _speaks_of_content(error, status)):
+    if not is_limited and (error.param not in (None, "model") or _speaks_of_content(error, status, model)):
         return Verdict.CLIENT
     if status in (400, 401, 402, 403, 404, 422) and _is_about_the_name(error, model):
         return Verdict.REFUSED
@@ -57,7 +57,8 @@ def judge(status: int, error: Error, model: str, *, is_proven: bool) -> Verdict:
 def implied_status(error: Error) -> int:
     """Return the status that an error inside of a 2xx answer would have had; where no word of it tells, 503."""
     told = [_STATUSES[word] for word in error.words if word in _STATUSES]
-    return min(told, default=400 if error.words & _BAD_REQUESTS else 503)
+    is_bad_request = error.words & _BAD_REQUESTS or _content_unless_out(error.text)
+    return min(told, default=400 if is_bad_request else 503)
 
 
 # Words in the spelling of `Error.words`: OpenAI, Azure, Anthropic, Gemini, Mistral, OpenRouter, LiteLLM, vLLM.
@@ -152,10 +153,15 @@ _STATUSES = {
 
 _content = re.compile(
     r"context (?:length|window|limit|size)|maximum (?:context|prompt)|contextwindowexceeded|contentpolicyviolation"
-    r"|content[ _](?:policy|filter|management policy|exists risk|violates)|flagged|moderation|guardrail"
-    r"|safety (?:system|reasons)|usage (?:guidelines|polic(?:y|ies))"
-    r"|(?:prompt|input|request|messages?) (?:is|are|was) too (?:long|large)"
+    r"|content[ _](?:policy|filter|management policy|exists risk|violates)"
+    r"|(?:prompt|input|messages?) (?:is|are|was) too (?:long|large)"
     r"|invalid (?:json )?schema|schema is invalid|invalid (?:tool|function)|\btools?[.\[]\d",
+    re.IGNORECASE,
+).search
+# What an outage of a filter, or of a proxy in between, speaks of as well.
+_content_unless_out = re.compile(
+    r"flagged|moderation|guardrail|safety (?:system|reasons)|usage (?:guidelines|polic(?:y|ies))"
+    r"|request (?:is|was) too (?:long|large)",
     re.IGNORECASE,
 ).search
 # Of one request, or of those of a minute: that is what 429 says.
@@ -164,11 +170,16 @@ _size = re.compile(
 ).search
 
 
-def _speaks_of_content(error: Error, status: int) -> bool:
-    """Tell whether the text of an error does whose code does not say that it is the name."""
+def _speaks_of_content(error: Error, status: int, model: str) -> bool:
+    """Tell whether the text of an error does, beside the model's name, whose code does not say that it is the name."""
     if error.words & _NAMES:
         return False
-    return _content(error.text) is not None or (status != 429 and _size(error.text) is not None)
+    text = re.sub(rf"(?<![\w-]){re.escape(model)}(?![\w-])", "", error.text) if model in error.text else error.text
+    return (
+        _content(text) is not None
+        or (status < 500 and _content_unless_out(text) is not None)
+        or (status != 429 and status < 500 and _size(text) is not None)
+    )
 
 
 # What is said of a name that is not taken. Of something that the model can't do it is said with the name behind a

@@ -418,3 +418,19 @@ def test_only_a_refusal_and_an_unproven_name_blame_the_name() -> None:
 )
 def test_a_text_that_is_made_to_take_long_is_judged_like_any(text: str, is_about_it: bool) -> None:
     assert judge(400, Error(text=text), PINNED, is_proven=True) is (REFUSED if is_about_it else CLIENT)
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "model", "verdict"),
+    [
+        (503, "moderation service is temporarily unavailable", PINNED, UNAVAILABLE),
+        (502, "the request was too large for the buffer of the proxy", PINNED, UNAVAILABLE),
+        (500, "This model's maximum context length is 4096 tokens", PINNED, CLIENT),
+        (400, "Your input was flagged by moderation", PINNED, CLIENT),
+        (404, "model 'omni-moderation' does not exist", "omni-moderation", REFUSED),
+    ],
+)
+def test_words_on_the_content_are_none_where_an_outage_or_a_name_speaks_like_that(
+    status: int, message: str, model: str, verdict: Verdict
+) -> None:
+    assert judge(status, read_error(openai(message).encode()), model, is_proven=True) is verdict
