@@ -46,7 +46,9 @@ class _Reader:
             return tuple(self.read(shape.__args__[0], item, _join(path, index)) for index, item in enumerate(value))
         for reading in readings:
             try:
-                return msgspec.convert(reading, kind)
+                converted = msgspec.convert(reading, kind)
+                _check(kind, converted)
+                return converted
             except (ValueError, OverflowError):
                 pass
         return self._unexpected(path, written, value, expected(kind))
@@ -94,6 +96,12 @@ class _Reader:
 
     def _fault(self, path: str, what: str) -> None:
         self.faults.append(f"{path}: {what}" if path else what)
+
+
+def _check(kind: Any, value: Any) -> None:
+    """Raise ValueError for what a setting's own check does not take."""
+    if typing.get_origin(kind) is typing.Annotated and kind.__metadata__[0].extra:
+        kind.__metadata__[0].extra["check"](value)
 
 
 def expected(kind: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from ipaddress import ip_network
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -44,6 +45,7 @@ StoreURL = Annotated[
     ),
 ]
 OnFailure = Literal["reroute", "pass"]
+Network = Annotated[str, Meta(description='an address or a network such as "10.0.0.0/8"', extra={"check": ip_network})]
 
 
 class ConfigError(ValueError):
@@ -159,14 +161,21 @@ class Gateway(_Section, frozen=True):
     - `connect_timeout_seconds`: for a connection to the upstream.
     - `read_timeout_seconds`: between two pieces of a response, and for a piece of the request; None: models think.
     - `keepalive_seconds`: an idle connection is dropped after this long: sooner than the upstream drops it.
+    - `client_keepalive_seconds`: an idle connection of a client is kept this long; `serve` alone listens.
     - `max_connections`: to the upstream; None: as many as there are requests.
+    - `ca_file`: authorities (PEM) to trust beside those of the system, or of SSL_CERT_FILE.
+    - `trust_forwarded`: addresses and networks of proxies whose `X-Forwarded-*`, `Forwarded` and `X-Real-IP` are
+      believed and added to; anybody else's are replaced.
     - `health_path`: `/healthz` and `/readyz` below it are answered here, everything else by the upstream.
     """
 
     connect_timeout_seconds: Seconds = 5
     read_timeout_seconds: Seconds | None = None
     keepalive_seconds: Seconds = 2
+    client_keepalive_seconds: Seconds = 75
     max_connections: Count | None = None
+    ca_file: Annotated[str, Meta(min_length=1, description="a file of certificates (PEM)")] | None = None
+    trust_forwarded: tuple[Network, ...] = ()
     health_path: Annotated[
         str, Meta(pattern=r"^/[\w.~/-]*[\w.~-]\Z", description='a path such as "/-/session-pin"')
     ] = "/-/session-pin"

@@ -1,73 +1,57 @@
-"""In front of a gateway that can't be changed: a reverse proxy over httpx, inside of the middleware."""
+"""In front of a gateway that can't be changed: a reverse proxy inside of the middleware."""
 
-import asyncio
-import logging
 import os
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import anyio
-import httpx
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from ..config import Config, Gateway
-from ..log import names_of
+from ..events import Listener
 from ..middleware import SessionPinMiddleware
-from ..wire.url import base_path, read_upstream
-from .forwarding import (
-    end_to_end,
-    error_response,
-    has_body,
-    inner_path,
-    refuse_websocket,
-    request_headers,
-    target,
-    wants_websocket,
-)
-
-logger = logging.getLogger("asgi_session_pin.gateway")
-
-# httpcore's pool takes a time that grows with the square of its connections.
-CONNECTIONS_IN_A_POOL = 32
+from ..stores import PinStore
+from ..wire.url import read_upstream
+from .forwarding import error_response, inner_path, refuse_websocket, wants_websocket
+from .relay import Relay
+from .upstream import Upstream
 
 
 def create_gateway(
-    upstream: str, config: Config | str | os.PathLike[str] | Mapping[str, Any] | None = None
+    upstream: str,
+    config: Config | str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    *,
+    store: PinStore | None = None,
+    session_id: Callable[[Scope], str | None] | None = None,
+    listeners: Iterable[Listener] = (),
 ) -> SessionPinMiddleware:
     """Return an ASGI app that pins sessions in front of the gateway at the URL *upstream*.
 
-    *config* is as for `SessionPinMiddleware`. Raises ConfigError for a configuration that can't be used and ValueError
-    for an *upstream* that is no http or https URL. Nothing is connected before the first request.
+    All others are as for `SessionPinMiddleware`, and so is what is raised; ValueError for an *upstream* that is no http
+    or https URL. Nothing is connected before the first request. `aclose` closes the connections to the upstream, too;
+    lifespan does it, but never reaches inside a `Mount`.
     """
     settings = Config.load(config)
-    return SessionPinMiddleware(ReverseProxy(upstream, settings.gateway), config=settings)
-
-
-class UpstreamBroke(Exception):
-    """The upstream's response broke off: the connection to the client has to be cut, since its status is out."""
+    proxy = ReverseProxy(upstream, settings.gateway)
+    return _Gateway(proxy, config=settings, store=store, session_id=session_id, listeners=listeners)
 
 
 class ReverseProxy:
     """Forwards each request to *upstream*, byte for byte, and streams both ways.
 
     It follows no redirect, keeps no cookie, decodes nothing, and adds no header but `X-Forwarded-For`, `-Proto` and
-    `-Host`. Raises ValueError for an *upstream* that is no http or https URL.
+    `-Host`. *clock* tells seconds that only go forward. Raises ValueError for an *upstream* that is no http or https
+    URL, ConfigError for a `ca_file` that can't be used.
     """
 
-    def __init__(self, upstream: str, settings: Gateway | None = None) -> None:
+    def __init__(
+        self, upstream: str, settings: Gateway | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         settings = settings or Gateway()
-        parts = read_upstream(upstream)
-        self._url = httpx.URL(f"{parts.scheme}://{parts.netloc}")
-        self._base = base_path(parts).encode()
-        self._timeout = {
-            "connect": settings.connect_timeout_seconds,
-            "read": settings.read_timeout_seconds,
-            "write": settings.read_timeout_seconds,
-            "pool": None,
-        }
+        self._upstream = Upstream(read_upstream(upstream), settings, clock)
+        self._stall_seconds = settings.read_timeout_seconds
         self._checks = [f"{settings.health_path}/{check}" for check in ("healthz", "readyz")]
-        self._pools = _Pools(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward a request (ASGI)."""
@@ -78,35 +62,21 @@ class ReverseProxy:
         if scope["method"] == "CONNECT" or wants_websocket(scope):
             answer = error_response(501, "Tunnels and websockets are not forwarded.", "not_implemented")
             return await answer(scope, receive, send)
-        path = inner_path(scope)
-        if scope["method"] in ("GET", "HEAD") and path in self._checks:
-            answer = PlainTextResponse("ok\n") if path == self._checks[0] else await self._readiness()
-            return await answer(scope, receive, send)
-        await _Forwarding(self, scope, receive, send).run()
-
-    def take_pool(self) -> "_Pool":
-        """Return the connections to use for one request."""
-        return self._pools.take()
-
-    def build_request(self, scope: Scope, content: AsyncIterator[bytes] | None) -> httpx.Request:
-        """Return the request for the upstream: the same target, byte for byte, and all headers that go end to end."""
-        extensions = {"timeout": self._timeout, "target": target(scope, self._base)}
-        headers = request_headers(scope)
-        return httpx.Request(scope["method"], self._url, headers=headers, content=content, extensions=extensions)
+        if scope["method"] in ("GET", "HEAD"):
+            path = inner_path(scope)
+            if path in self._checks:
+                answer = PlainTextResponse("ok\n") if path == self._checks[0] else await self._readiness()
+                return await answer(scope, receive, send)
+        return await Relay(self._upstream, self._stall_seconds, scope, receive, send).run()
 
     async def aclose(self) -> None:
         """Close the connections to the upstream. Lifespan does it."""
-        await self._pools.aclose()
+        await self._upstream.aclose()
 
     async def _readiness(self) -> Response:
-        port = self._url.port or {"http": 80, "https": 443}[self._url.scheme]
-        try:
-            async with asyncio.timeout(self._timeout["connect"]):
-                _, writer = await asyncio.open_connection(self._url.host, port)
-        except (OSError, TimeoutError):
-            return PlainTextResponse("the upstream does not accept connections\n", 503)
-        writer.close()
-        return PlainTextResponse("ok\n")
+        if await self._upstream.is_ready():
+            return PlainTextResponse("ok\n")
+        return PlainTextResponse("the upstream does not answer\n", 503)
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -116,126 +86,9 @@ class ReverseProxy:
         await send({"type": "lifespan.shutdown.complete"})
 
 
-class _Pool:
-    """Connections of one event loop, and how many requests use them."""
-
-    def __init__(self, settings: Gateway) -> None:
-        self.requests = 0
-        # Not a client: that would merge in headers and cookies of its own. Only a connect is tried once more.
-        self.transport = httpx.AsyncHTTPTransport(
-            trust_env=False,
-            retries=1,
-            limits=httpx.Limits(max_connections=settings.max_connections, keepalive_expiry=settings.keepalive_seconds),
-        )
-
-
-class _Pools:
-    """As many pools as there are requests for, the first ones first, unless the settings limit the connections."""
-
-    def __init__(self, settings: Gateway) -> None:
-        self._settings = settings
-        self._by_loop: dict[asyncio.AbstractEventLoop, list[_Pool]] = {}
-
-    def take(self) -> _Pool:
-        loop = asyncio.get_running_loop()
-        if loop not in self._by_loop:
-            self._by_loop = {other: pools for other, pools in self._by_loop.items() if not other.is_closed()}
-            self._by_loop[loop] = []
-        pools = self._by_loop[loop]
-        for pool in pools:
-            if pool.requests < CONNECTIONS_IN_A_POOL or self._settings.max_connections is not None:
-                return pool
-        pools.append(_Pool(self._settings))
-        return pools[-1]
-
+class _Gateway(SessionPinMiddleware):
     async def aclose(self) -> None:
-        for pool in self._by_loop.pop(asyncio.get_running_loop(), []):
-            await pool.transport.aclose()
-
-
-class _ClientLeft(Exception):
-    """While it sent its body."""
-
-
-class _Forwarding:
-    """One request on its way to the upstream, and its response on the way back."""
-
-    def __init__(self, proxy: ReverseProxy, scope: Scope, receive: Receive, send: Send) -> None:
-        self._proxy = proxy
-        self._scope = scope
-        self._receive = receive
-        self._send = send
-        self._watching: asyncio.Task[None] | None = None
-        self._cancel_scope = anyio.CancelScope()
-
-    async def run(self) -> None:
-        """Forward, until the client leaves."""
-        pool = self._proxy.take_pool()
-        pool.requests += 1
-        try:
-            with self._cancel_scope:
-                await self._forward(pool.transport)
-        except _ClientLeft:
-            pass
-        finally:
-            pool.requests -= 1
-            self._stop_watching()
-
-    async def _forward(self, transport: httpx.AsyncHTTPTransport) -> None:
-        content = self._content() if has_body(self._scope) else None
-        request = self._proxy.build_request(self._scope, content)
-        if content is None:
-            self._watch()
-        try:
-            response = await transport.handle_async_request(request)
-        except httpx.TransportError as error:
-            self._stop_watching()
-            return await _failure(error)(self._scope, self._receive, self._send)
-        try:
-            self._watch()
-            headers = end_to_end(response.headers.raw)
-            await self._send({"type": "http.response.start", "status": response.status_code, "headers": headers})
-            async for chunk in response.aiter_raw():
-                await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
-        except httpx.TransportError as error:
-            raise UpstreamBroke(names_of(error)) from None  # the server logs it, with all that is chained to it
-        finally:
-            await response.aclose()
-        self._stop_watching()  # servers tell the end of a response like a client that leaves
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _content(self) -> AsyncIterator[bytes]:
-        more = True
-        while more:
-            message = await self._receive()
-            if message["type"] != "http.request":
-                raise _ClientLeft
-            more = message.get("more_body", False)
-            if not more:
-                self._watch()
-            if message.get("body"):
-                yield message["body"]
-
-    def _watch(self) -> None:
-        """Close the request to the upstream as soon as the client leaves."""
-        if self._watching is None:
-            self._watching = asyncio.get_running_loop().create_task(self._wait_for_disconnect())
-
-    def _stop_watching(self) -> None:
-        if self._watching is not None:
-            self._watching.cancel()
-
-    async def _wait_for_disconnect(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass  # the rest of a body that the upstream did not wait for
-        self._cancel_scope.cancel()
-
-
-def _failure(error: httpx.TransportError) -> Response:
-    """Return the answer for an upstream that did not answer. Its URL is the operator's affair."""
-    logger.warning("the upstream did not answer: %s", names_of(error))
-    if isinstance(error, httpx.TimeoutException):
-        return error_response(504, "The upstream gateway did not answer in time.", "upstream_timeout")
-    if isinstance(error, httpx.LocalProtocolError):
-        return error_response(400, "The request can't be forwarded as it is.", "invalid_request")
-    return error_response(502, "The upstream gateway can't be reached or did not answer.", "upstream_unavailable")
+        """Close the store and the connections to the upstream."""
+        await super().aclose()
+        assert isinstance(self.app, ReverseProxy)
+        await self.app.aclose()

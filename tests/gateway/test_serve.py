@@ -1,7 +1,6 @@
 """The command `asgi-session-pin serve`."""
 
 import asyncio
-import logging
 import os
 import signal
 import socket
@@ -21,7 +20,6 @@ from starlette.routing import Route
 
 from asgi_session_pin.cli import main
 from asgi_session_pin.gateway.serve import bind
-from asgi_session_pin.gateway.worker import set_up_logging
 from behaviour_document import Section, case
 from servers import PATIENCE, serve_app, serving, wait_until, workers_of
 
@@ -319,11 +317,6 @@ async def test_chunks_do_not_wait_for_acknowledgements() -> None:
         _, client = await asyncio.open_connection(*listener.getsockname())
         assert await accepted.get() != 0
         client.close()
-
-
-def test_headers_of_the_upstream_are_not_logged(capsys: pytest.CaptureFixture[str]) -> None:
-    set_up_logging("debug")
-    assert not logging.getLogger("httpcore.http11").isEnabledFor(logging.DEBUG)
 
 
 def test_without_the_extra_it_says_what_is_missing(
