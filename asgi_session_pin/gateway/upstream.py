@@ -16,8 +16,8 @@ from ..config import ConfigError, Gateway
 from ..wire.headers import Headers
 from ..wire.url import base_path
 from .connections import Connector
+from .end_to_end import RequestHeaders, ResponseHeaders
 from .forwarding import target
-from .headers import RequestHeaders, ResponseHeaders
 
 _READ_BYTES = 65_536  # of an answer are held at most three times as many, where the client is slower
 _MAX_HEADER_BYTES = 1_048_576
@@ -92,7 +92,7 @@ class Upstream:
             if self._clock() >= bound.asks_again:
                 bound.answers = await self._does_answer()
                 bound.asks_again = self._clock() + _READINESS_SECONDS
-        return bound.answers
+            return bound.answers
 
     async def _does_answer(self) -> bool:
         try:

@@ -1,6 +1,7 @@
 """The command `asgi-session-pin serve`."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -17,6 +19,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from asgi_session_pin.cli import main
 from asgi_session_pin.gateway.serve import bind
@@ -246,6 +249,41 @@ def test_a_body_arrives_whole_and_its_trailers_are_no_headers(offer: bytes) -> N
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert b'"body":"body"' in answer
     assert b"x-trailer" not in answer
+
+
+@case(Section.GATEWAY, "a status that has no name, up to 999", "goes through")
+@case(Section.GATEWAY, "an HTTP/1.0 client", "gets no chunks: the answer ends with the connection")
+@case(Section.GATEWAY, "a client's connection is idle", "it is kept for `gateway.client_keepalive_seconds`")
+def test_what_the_server_does_for_an_upstreams_answers(file: Path) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        names = [name.decode() for name, _ in scope["headers"]]
+        await send({"type": "http.response.body", "body": json.dumps(names).encode()})
+
+    def ask(url: str, request: bytes) -> tuple[bytes, float]:
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), PATIENCE) as client:
+            client.sendall(request)
+            began, answer = time.monotonic(), b"".join(iter(lambda: client.recv(65_536), b""))
+            return answer, time.monotonic() - began
+
+    file.write_text("gateway: {client_keepalive_seconds: 0.5}")
+    with serve_app(app) as upstream, serving("--upstream", upstream, "--config", str(file)) as (url, _):
+        answer, _ = ask(url, b"GET / HTTP/1.0\r\nX-Session-Model: forged\r\nX_Session_Pinned: true\r\n\r\n")
+        assert answer.endswith(b'\r\n\r\n["host", "x-forwarded-for", "x-forwarded-proto"]')
+        assert b"chunked" not in answer
+        _, seconds = ask(url, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert 0.4 < seconds < 4, "uvicorn's own default is 5"
+    head = b"HTTP/1.1 777 Lucky\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with serving("--upstream", f"http://127.0.0.1:{port}") as (url, _), ThreadPoolExecutor(1) as pool:
+            asking = pool.submit(httpx.get, url, trust_env=False, timeout=PATIENCE)
+            with listener.accept()[0] as connection:
+                connection.recv(65_536)
+                connection.sendall(head)
+                assert asking.result(PATIENCE).status_code == 777
 
 
 @pytest.mark.parametrize(
