@@ -6,6 +6,8 @@ from urllib.parse import quote
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from ..request.scope import FRAMING_HEADERS
+
 
 def inner_path(scope: Scope) -> str:
     """Return the path below where the app is mounted."""
@@ -35,14 +37,18 @@ def target(scope: Scope, base: str) -> str:
 
 def has_body(scope: Scope) -> bool:
     """Tell whether a request has a body; HTTP/2 needs no header to say so."""
-    if any(name.lower() in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"]):
-        return True
+    for name, _ in scope["headers"]:
+        if name.lower() in FRAMING_HEADERS:
+            return True
     return not scope.get("http_version", "1.1").startswith("1") and scope["method"] in ("POST", "PUT", "PATCH")
 
 
 def wants_websocket(scope: Scope) -> bool:
     """Tell whether a request asks for a websocket (RFC 6455, section 4.1)."""
-    return any(name.lower() == b"upgrade" and value.lower() == b"websocket" for name, value in scope["headers"])
+    for name, value in scope["headers"]:
+        if name.lower() == b"upgrade" and value.lower() == b"websocket":
+            return True
+    return False
 
 
 def error_response(status: int, message: str, code: str) -> Response:

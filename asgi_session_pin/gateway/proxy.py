@@ -74,9 +74,8 @@ class ReverseProxy:
         await self._upstream.aclose()
 
     async def _readiness(self) -> Response:
-        if await self._upstream.is_ready():
-            return PlainTextResponse("ok\n")
-        return PlainTextResponse("the upstream does not answer\n", 503)
+        is_ready = await self._upstream.is_ready()
+        return PlainTextResponse(*(("ok\n",) if is_ready else ("the upstream does not answer\n", 503)))
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()

@@ -3,12 +3,13 @@
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncIterable, Callable
+from collections.abc import AsyncIterable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import SplitResult
 
 import aiohttp
+from multidict import CIMultiDict
 from starlette.types import Scope
 from yarl import URL
 
@@ -22,12 +23,16 @@ from .forwarding import target
 _READ_BYTES = 65_536  # of an answer are held at most three times as many, where the client is slower
 _MAX_HEADER_BYTES = 1_048_576
 _MAX_HEADERS = 10_000
-_AUTOMATIC_HEADERS = ("accept", "accept-encoding", "content-type", "user-agent")
+_AUTOMATIC_HEADERS = CIMultiDict[None]({"content-type": None})
 _READINESS_SECONDS = 1
 
 
 class _Request(aiohttp.ClientRequest):
     """A request to which nothing is added."""
+
+    def update_auto_headers(self, skip_auto_headers: Iterable[str] | None) -> None:
+        """Add no header, and look for none that is to be left out."""
+        self._skip_auto_headers = _AUTOMATIC_HEADERS
 
     def update_body_from_data(self, body: Any, *arguments: Any, **options: Any) -> None:
         """Take the body. Without one aiohttp would add a content-length to methods that often have one."""
@@ -123,7 +128,6 @@ class Upstream:
             ),
             request_class=_Request,
             cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers=_AUTOMATIC_HEADERS,
             auto_decompress=False,
             trust_env=False,
             timeout=self._timeout,
