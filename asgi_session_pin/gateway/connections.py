@@ -91,7 +91,9 @@ class UpstreamConnection(ResponseHandler):
 
     def _break_answer(self, error: BaseException) -> None:
         if self._answer is not None and not self._answer[1].is_eof():
-            self._answer[1].set_exception(aiohttp.ClientPayloadError(), error)
+            broken = aiohttp.ClientPayloadError()
+            broken.__cause__ = error
+            self._answer[1].set_exception(broken)
 
     def _end(self, is_reusable: bool) -> None:
         is_reusable = is_reusable and self._answer[0].code < 500  # servers close after what they didn't expect

@@ -16,7 +16,7 @@ HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-connection proxy-authenticate te trailer transfer-encoding upgrade expect".split()
 )
 _HANDLED = HOP_BY_HOP | {b"host"}
-_USUAL = frozenset({"close", "keep-alive", "upgrade"})  # what `connection` says, but for names of headers
+_USUAL = frozenset({b"close", b"keep-alive", b"upgrade"})  # what `connection` says, but for names of headers
 _MAX_KNOWN = 1024
 _MAX_NAME = 64
 
@@ -35,12 +35,12 @@ class RequestHeaders:
 
     def __init__(self, trusted: Iterable[str]) -> None:
         self._forwarded = Forwarded(trusted)
-        self._known: dict[bytes, str | None] = {}  # names as they came: as they are sent, None if they don't just pass
+        self._known: dict[bytes, bytes | None] = {}  # names as they came and are sent; None: not simply
 
-    def make(self, scope: Scope) -> list[tuple[str, str]]:
-        """Return the headers of a request. Raises ValueError for what can't be sent."""
+    def make(self, scope: Scope) -> Headers:
+        """Return the headers of a request. Raises ValueError for names that can't be sent."""
         known = self._known
-        headers: list[tuple[str, str]] = []
+        headers: Headers = []
         others: Headers = []
         for name, value in scope["headers"]:
             try:
@@ -48,46 +48,45 @@ class RequestHeaders:
             except KeyError:
                 sent = self._learn(name)
             if sent is not None:
-                headers.append((sent, value.decode()))
+                headers.append((sent, value))
             else:
                 others.append((name.lower(), value))
         dropped = {item for name, value in others if name == b"connection" for item in _items(value)} - _USUAL
         if any(name == b"transfer-encoding" for name, _ in others):
-            dropped.add("content-length")  # RFC 9112, section 6.3: it does not count
+            dropped.add(b"content-length")  # RFC 9112, section 6.3: it does not count
         if dropped:
             headers = [header for header in headers if header[0] not in dropped]
         if not scope.get("http_version", "1.1").startswith("1"):
             headers = _with_one_cookie(headers)
         own = [(name, value) for name, value in others if name in CONTROL_HEADERS] if scope.get(SCOPE_KEY) else []
         host = next((value for name, value in others if name == b"host"), None)
-        own += self._forwarded.headers(scope, host, [header for header in others if is_forwarded(header[0])])
-        headers += [(name.decode(), value.decode()) for name, value in own]
-        return headers
+        told = [header for header in others if is_forwarded(header[0])]
+        return [*headers, *own, *self._forwarded.headers(scope, host, told)]
 
-    def _learn(self, name: bytes) -> str | None:
+    def _learn(self, name: bytes) -> bytes | None:
         """Return what a name is sent as."""
         if not _is_name(name):
             raise ValueError("the name of a header is no token")
         lower = name.lower()
         plain = lower.replace(b"_", b"-")  # some gateways take one for the other
-        sent = None if lower in _HANDLED or plain in CONTROL_HEADERS or is_forwarded(plain) else lower.decode()
+        sent = None if lower in _HANDLED or plain in CONTROL_HEADERS or is_forwarded(plain) else lower
         if len(self._known) < _MAX_KNOWN and len(name) <= _MAX_NAME:
             self._known[name] = sent
         return sent
 
 
-def _items(connection: bytes) -> list[str]:
-    return [item.strip().lower() for item in connection.decode().split(",")]
+def _items(connection: bytes) -> list[bytes]:
+    return [item.strip().lower() for item in connection.split(b",")]
 
 
-def _with_one_cookie(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+def _with_one_cookie(headers: Headers) -> Headers:
     """Join the cookies, which HTTP/2 and HTTP/3 may split (RFC 9113, section 8.2.3)."""
-    cookies = [value for name, value in headers if name == "cookie"]
+    cookies = [value for name, value in headers if name == b"cookie"]
     if len(cookies) < 2:
         return headers
-    at = headers.index(("cookie", cookies[0]))
-    others = [header for header in headers if header[0] != "cookie"]
-    return [*others[:at], ("cookie", "; ".join(cookies)), *others[at:]]
+    at = headers.index((b"cookie", cookies[0]))
+    others = [header for header in headers if header[0] != b"cookie"]
+    return [*others[:at], (b"cookie", b"; ".join(cookies)), *others[at:]]
 
 
 class ResponseHeaders:
@@ -133,7 +132,7 @@ def _end_to_end(headers: Headers) -> Headers:
     dropped = set(HOP_BY_HOP)
     for name, value in headers:
         if name.lower() == b"connection":
-            dropped.update(item.strip().lower() for item in value.split(b","))
+            dropped.update(_items(value))
         elif name.lower() == b"transfer-encoding":
             dropped.add(b"content-length")  # RFC 9112, section 6.3: it does not count
     return without(headers, dropped)

@@ -16,14 +16,11 @@ def inner_path(scope: Scope) -> str:
     return path[len(root) :] if root and path.startswith(f"{root}/") else path
 
 
-def target(scope: Scope, base: str) -> str:
-    """Return the request target below *base*, byte for byte as it came (RFC 9112, section 3.2).
-
-    Raises ValueError for one that is not in UTF-8.
-    """
+def target(scope: Scope, base: bytes) -> bytes:
+    """Return the request target below *base*, byte for byte as it came (RFC 9112, section 3.2)."""
     raw: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
     if raw == b"*":
-        return "*"
+        return raw
     if not raw.startswith(b"/"):  # the absolute form
         raw = b"/" + raw.partition(b"://")[2].partition(b"/")[2]
     root = scope.get("root_path", "").rstrip("/")
@@ -32,7 +29,7 @@ def target(scope: Scope, base: str) -> str:
             raw = raw[len(prefix) :]
             break
     query: bytes = scope["query_string"]
-    return base + (raw + b"?" + query if query else raw).decode()
+    return base + raw + b"?" + query if query else base + raw
 
 
 def has_body(scope: Scope) -> bool:
@@ -45,10 +42,7 @@ def has_body(scope: Scope) -> bool:
 
 def wants_websocket(scope: Scope) -> bool:
     """Tell whether a request asks for a websocket (RFC 6455, section 4.1)."""
-    for name, value in scope["headers"]:
-        if name.lower() == b"upgrade" and value.lower() == b"websocket":
-            return True
-    return False
+    return any(name.lower() == b"upgrade" and value.lower() == b"websocket" for name, value in scope["headers"])
 
 
 def error_response(status: int, message: str, code: str) -> Response:

@@ -11,6 +11,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from ..log import names_of
 from .forwarding import error_response, has_body
+from .sending import Body
 from .upstream import Upstream
 
 logger = logging.getLogger("asgi_session_pin.gateway")
@@ -85,8 +86,7 @@ class Relay:
             await self._send({"type": "http.response.start", "status": answer.status, "headers": headers})
             await self._pass_on(answer.content)
         finally:
-            if not answer.closed:
-                answer.close()
+            answer.close()
 
     async def _pass_on(self, content: aiohttp.StreamReader) -> None:
         more = True
@@ -108,7 +108,7 @@ class Relay:
         logger.warning("the upstream did not answer: %s", names_of(error))
         await _failure(error)(self._scope, self._receive, self._send)
 
-    async def _body(self) -> bytes | AsyncIterator[bytes] | None:
+    async def _body(self) -> Body:
         if not has_body(self._scope):
             self._watch_soon()
             return None

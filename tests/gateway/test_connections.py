@@ -63,7 +63,7 @@ async def upstream_that(answer: Answer, **settings: float) -> AsyncIterator[tupl
 async def ask(upstream: Upstream, method: str = "GET") -> tuple[int, bytes]:
     answer, _ = await upstream.ask(http_scope(method=method, path="/"), None)
     try:
-        return answer.status, await answer.read()
+        return answer.status, await answer.content.read()
     finally:
         answer.close()
 

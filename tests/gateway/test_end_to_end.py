@@ -8,34 +8,29 @@ from asgi_session_pin.request.scope import SCOPE_KEY
 from asgi_session_pin.wire.url import read_upstream
 from behaviour_document import Section, case
 
-OWN = [("x-forwarded-proto", "http")]
+OWN = [(b"x-forwarded-proto", b"http")]
 
 
-def sent(*headers: Header, **scope: object) -> list[tuple[str, str]]:
+def sent(*headers: Header, **scope: object) -> list[Header]:
     return RequestHeaders(()).make(http_scope(*headers) | scope)
 
 
 def test_headers_pass_in_their_order_with_their_bytes() -> None:
-    headers = [(b"b", b"1"), (b"a", b"  \xc3\xa4\t"), (b"B", b"2"), (b"a", b""), (b"accept-encoding", b"x")]
-    assert sent(*headers) == [("b", "1"), ("a", "  ä\t"), ("b", "2"), ("a", ""), ("accept-encoding", "x"), *OWN]
+    headers = [(b"b", b"1"), (b"a", b"  \xe4\t"), (b"B", b"2"), (b"a", b""), (b"te", b"x")]
+    assert sent(*headers) == [(b"b", b"1"), (b"a", b"  \xe4\t"), (b"b", b"2"), (b"a", b""), *OWN]
 
 
 def test_headers_of_the_connection_stay_behind() -> None:
     headers = [(b"connection", b"Keep-Alive, x-hop,X-Other"), (b"x-hop", b"1"), (b"X-Other", b"2")]
     headers += [(b"te", b"a"), (b"upgrade", b"h2c"), (b"transfer-encoding", b"chunked"), (b"keep", b"3")]
     headers.append((b"content-length", b"9"))
-    assert sent(*headers) == [("keep", "3"), *OWN]
+    assert sent(*headers) == [(b"keep", b"3"), *OWN]
 
 
-@case(
-    Section.GATEWAY,
-    "a header's name is no token, or its value not in UTF-8",
-    "400: it can't be forwarded as it is",
-)
-@pytest.mark.parametrize("header", [(b"bad name", b"1"), (b"", b"1"), (b"a", b"\xe4"), (b"connection", b"\xe4")])
-def test_what_cannot_be_sent_is_refused(header: Header) -> None:
-    with pytest.raises(ValueError, match=r"no token|utf-8"):
-        sent(header)
+@pytest.mark.parametrize("name", [b"bad name", b"", b"a:", b"\xe4"])
+def test_a_name_that_is_no_token_is_refused(name: bytes) -> None:
+    with pytest.raises(ValueError, match="no token"):
+        sent((name, b"1"))
 
 
 @case(
@@ -50,24 +45,24 @@ def test_marks_are_the_gateways_own() -> None:
     assert sent(*marks, *aliases, **{SCOPE_KEY: None}) == OWN, "the middleware has not looked at these"
     named = (b"connection", b"x-session-pinned, x-session-model")
     pinned = sent(named, *marks[:2], *aliases, **{SCOPE_KEY: object()})
-    assert pinned == [("x-session-pinned", "true"), ("x-session-model", "m"), *OWN]
+    assert pinned == [(b"x-session-pinned", b"true"), (b"x-session-model", b"m"), *OWN]
 
 
 @case(Section.GATEWAY, "cookies that HTTP/2 split", "reach the upstream in one line")
 @pytest.mark.parametrize("version", ["2", "3"])
 def test_cookies_are_one_line(version: str) -> None:
     headers = [(b"a", b"1"), (b"cookie", b"b=2"), (b"c", b"3"), (b"cookie", b"d=4")]
-    joined = [("a", "1"), ("cookie", "b=2; d=4"), ("c", "3"), *OWN]
+    joined = [(b"a", b"1"), (b"cookie", b"b=2; d=4"), (b"c", b"3"), *OWN]
     assert sent(*headers, http_version=version) == joined
-    assert sent(*headers[:2], http_version=version) == [("a", "1"), ("cookie", "b=2"), *OWN]
-    assert sent(*headers) == [("a", "1"), ("cookie", "b=2"), ("c", "3"), ("cookie", "d=4"), *OWN]
+    assert sent(*headers[:2], http_version=version) == [(b"a", b"1"), (b"cookie", b"b=2"), *OWN]
+    assert sent(*headers) == [(b"a", b"1"), (b"cookie", b"b=2"), (b"c", b"3"), (b"cookie", b"d=4"), *OWN]
 
 
 def test_names_without_number_pass() -> None:
     maker = RequestHeaders(())
     for number in range(3000):
         name = b"x-%d" % number if number % 2 else b"x" * 100
-        assert maker.make(http_scope((name, b"1")))[0] == (name.decode(), "1")
+        assert maker.make(http_scope((name, b"1")))[0] == (name, b"1")
 
 
 # The answer

@@ -233,7 +233,7 @@ def test_what_the_upstream_sent_in_place_of_http_is_in_no_log(
     with answering as (upstream, _), gateway(upstream) as client, suppress(httpx.RemoteProtocolError):
         client.get("/")
     told = caplog.text + capsys.readouterr().err  # ours, and the server's
-    assert "ClientResponseError" in told or "ClientPayloadError" in told
+    assert "from HttpProcessingError" in told
     assert "private-words" not in told
 
 
@@ -489,7 +489,7 @@ def test_conflicting_framing_is_settled_before_it_is_forwarded() -> None:
     ],
 )
 def test_the_target_is_what_is_below_the_mount(scope: dict[str, Any], expected: bytes) -> None:
-    assert target({"path": "/v1/x", "raw_path": b"/v1/x", "query_string": b"", **scope}, "/base").encode() == expected
+    assert target({"path": "/v1/x", "raw_path": b"/v1/x", "query_string": b"", **scope}, b"/base") == expected
 
 
 @pytest.mark.parametrize(("method", "expected"), [("POST", True), ("GET", False)])

@@ -71,6 +71,21 @@ async def test_a_body_streams_in_pieces_and_arrives_whole() -> None:
     assert bodies == [b"onetwo" + b"x" * 100_000]
 
 
+@pytest.mark.parametrize(("length", "status"), [(b"6", 200), (b"4", 200), (b"9", 502)])
+async def test_a_body_that_streams_is_as_long_as_it_says(length: bytes, status: int) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        bodies.append(await reader.readexactly(int(length)))
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+        bodies.append(await reader.read())
+
+    bodies: list[bytes] = []
+    async with proxy_to(serve) as proxy:
+        answer = await run(proxy, post((b"content-length", length)), *body_messages(b"one", b"two"))
+        assert answer.start["status"] == status
+    assert bodies == ([b"onetwo"[: int(length)], b""] if status == 200 else [])
+
+
 async def test_a_large_body_in_one_message_arrives_whole() -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")

@@ -147,17 +147,3 @@ def test_connections_are_made_anew_in_another_event_loop() -> None:
     asyncio.run(close(proxy))  # not in that one's place
     loop.run_until_complete(close(proxy))
     loop.close()
-
-
-@pytest.mark.parametrize("target", ["/a#b", "/\xe4"])
-async def test_a_target_that_cannot_be_sent_is_a_400(target: str) -> None:
-    answer = Answer()
-
-    async def send(message: object) -> None:
-        answer.messages.append(message)  # type: ignore[arg-type]
-
-    proxy = ReverseProxy("http://127.0.0.1:9")
-    scope = http_scope(path="/", method="GET") | {"raw_path": target.encode("latin-1")}
-    await proxy(scope, receive_from(body_messages(b""), asyncio.Event()), send)
-    await proxy.aclose()
-    assert answer.start["status"] == 400
