@@ -37,7 +37,7 @@ class Served:
         self.connections += 1
         self.open += 1
         self.tasks.append(asyncio.current_task())
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+        with contextlib.suppress(asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError):
             while True:
                 self.requests.append(await reader.readuntil(b"\r\n\r\n"))
                 result = self._answer(writer, len(self.requests))
@@ -239,14 +239,15 @@ async def test_an_answer_that_the_client_takes_slowly_is_whole() -> None:
     "it is closed within one second more, also after a burst",
 )
 async def test_idle_connections_are_closed_in_time() -> None:
-    async with upstream_that(say(OK), keepalive_seconds=0.2) as (upstream, served):
+    async with upstream_that(say(OK), keepalive_seconds=1.5) as (upstream, served):
+        await ask(upstream)
+        await asyncio.sleep(0.1)
         assert await asyncio.gather(*(ask(upstream) for _ in range(20))) == [(200, b"ok")] * 20
         assert served.open > 1
-        await asyncio.sleep(1.3)
+        await asyncio.sleep(2.5)
         assert served.open == 0
-        await ask(upstream)
-        await asyncio.sleep(1.3)
-        assert served.open == 0
+        await asyncio.sleep(1)  # nothing is looked after any more, until there is a connection again
+        assert await ask(upstream) == (200, b"ok")
 
 
 async def test_a_connection_that_cannot_be_made_is_tried_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,3 +297,28 @@ async def test_a_head_may_be_large() -> None:
     lines = b"".join(b"x-%d: %s\r\n" % (number, b"v" * 1000) for number in range(500)) + b"y: " + b"v" * 100_000
     async with upstream_that(say(b"HTTP/1.1 200 OK\r\n" + lines + b"\r\ncontent-length: 2\r\n\r\nok")) as (upstream, _):
         assert await ask(upstream) == (200, b"ok")
+
+
+async def test_an_answer_that_is_given_up_ends_its_connection() -> None:
+    async with upstream_that(say(b"HTTP/1.1 200 OK\r\n\r\nhalf")) as (upstream, served):
+        answer, _ = await upstream.ask(http_scope(method="GET", path="/"), None)
+        assert await answer.content.readany() == b"half"
+        answer.close()
+        answer.close()
+        await asyncio.sleep(0.05)
+        assert served.open == 0
+        assert await answer.content.readany() == b"", "nobody waits for it"
+
+
+async def test_a_connection_that_is_lost_while_the_body_is_sent_is_told() -> None:
+    def reset(writer: asyncio.StreamWriter, number: int) -> None:
+        writer.transport.abort()
+
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield b"x" * 65_536
+            await asyncio.sleep(0)
+
+    async with upstream_that(reset) as (upstream, _):
+        with pytest.raises((aiohttp.ClientError, OSError)):
+            await upstream.ask(http_scope(path="/"), endless())
