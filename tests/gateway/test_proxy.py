@@ -23,7 +23,7 @@ from asgi_session_pin import Config, ConfigError, Gateway
 from asgi_session_pin.gateway.forwarding import has_body, target
 from asgi_session_pin.gateway.proxy import ReverseProxy, create_gateway
 from behaviour_document import Section, case
-from servers import free_port, serve_app
+from servers import free_port, serve_app, wait_until
 
 AS_IT_IS = {"server_header": False, "date_header": False, "proxy_headers": False}
 
@@ -381,14 +381,14 @@ def test_an_upstream_that_answers_before_the_body_is_whole_is_heard() -> None:
         assert client.post("/", content=b"x" * 5_000_000).status_code == 413
 
 
-async def _leave(upstream: str, request: bytes, ended: threading.Event) -> None:
+async def _leave(upstream: str, request: bytes, heads: list[bytes], ended: threading.Event) -> None:
     """Send *request* through the proxy and leave; the upstream has to see it at once."""
     app = create_gateway(upstream)
     with serve_app(app, **AS_IT_IS) as url:
         address = ("127.0.0.1", int(url.rpartition(":")[2]))
         _, writer = await asyncio.open_connection(*address)
         writer.write(request)
-        await asyncio.sleep(0.1)
+        await asyncio.to_thread(wait_until, lambda: bool(heads))
         assert not ended.is_set()
         writer.close()
         assert await asyncio.to_thread(ended.wait, 5)
@@ -410,8 +410,8 @@ async def test_a_client_that_leaves_while_it_waits_closes_the_request_to_the_ups
             pass
         ended.set()
 
-    with socket_upstream(be_silent) as (upstream, _):
-        await _leave(upstream, request_text, ended)
+    with socket_upstream(be_silent) as (upstream, heads):
+        await _leave(upstream, request_text, heads, ended)
 
 
 async def test_what_runs_outside_after_the_last_message_is_not_cancelled() -> None:

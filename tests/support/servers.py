@@ -52,7 +52,15 @@ def is_open(port: int) -> bool:
 def workers_of(pid: int) -> set[int]:
     """Return the worker processes of a supervisor that live."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return {int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()}
+    return {int(child) for child in children if b"spawn_main" in command_of(child)}
+
+
+def command_of(pid: str) -> bytes:
+    """Return the command line of a process, or nothing where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 @contextlib.contextmanager
