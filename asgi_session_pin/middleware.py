@@ -2,9 +2,12 @@
 
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, partial
+from itertools import pairwise
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -26,8 +29,8 @@ from .response.rules import ModelRules
 from .runtime import Runtime
 from .stores import MemoryStore, PinStore, make_resilient, open_store
 from .wire.headers import HeaderPicker, NameMemory, without
-from .workers import count_workers
 
+_SERVERS = {"uvicorn", "gunicorn", "hypercorn", "granian", "fastapi"}
 _STORE_FAILED = "the pin store failed; requests go on with the pins that this process knows"
 
 
@@ -224,3 +227,13 @@ def _warn_of_workers(warn: Warnings) -> None:
             "store.url is memory:// and the server runs several workers: each one has its own pins, so a session "
             "can get a model for each of them",
         )
+
+
+def count_workers(command: list[str], environment: str) -> int:
+    """Return how many workers a server's command line or the variable WEB_CONCURRENCY asks for."""
+    counts = [environment]
+    program = Path(command[0]) if command else Path()
+    if program.name in _SERVERS or (program.name == "__main__.py" and program.parent.name in _SERVERS):
+        words = re.sub(r"(?:^|(?<= ))-w(?=\d)|=", " -w ", " ".join(command[1:])).split()
+        counts += [value for option, value in pairwise(words) if option in ("--workers", "-w")]
+    return max([1, *(int(count) for count in counts if count.isdecimal())])

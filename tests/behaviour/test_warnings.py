@@ -9,7 +9,7 @@ from starlette.types import Send
 from asgi_driver import SESSION, Gateway, Header, call, respond
 from asgi_session_pin import Config, Routing, SessionPinMiddleware, Sessions
 from asgi_session_pin.log import Warnings, logger
-from asgi_session_pin.workers import count_workers
+from asgi_session_pin.middleware import count_workers
 from behaviour_document import Section, case
 
 
