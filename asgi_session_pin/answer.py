@@ -21,8 +21,7 @@ from .wire.messages import body_of
 JSON_TYPE = (b"content-type", b"application/json")
 PLAIN = {b"content-type", b"content-length"}
 NOT_PINNED = (b"x-session-pinned", b"false")
-LAST_PIECES = 64  # of a stream: an error, what ends the stream, and comments; wherever these are cut
-LONGEST_PIECE = 4_096  # bytes of each
+LAST_MESSAGES = 32  # of a stream: an error, what ends the stream, and comments; wherever these are cut
 
 Look = Callable[[Reader], Awaitable[None]]
 """What follows from a look at a 2xx answer, before the message that ended it goes on."""
@@ -70,8 +69,8 @@ def response_headers(status: bytes, reason: bytes | None, model: str | None) -> 
     return headers if model is None else [*headers, (b"x-session-model", model.encode())]
 
 
-def keep_nothing(chunk: bytes) -> None:
-    """Keep no piece of an answer that is no stream."""
+def keep_nothing(message: Message) -> None:
+    """Keep nothing of an answer that is no stream."""
 
 
 class Answer(Opaque):
@@ -85,8 +84,8 @@ class Answer(Opaque):
     tells: bool = True  # whether the client gets our headers
     stage: Stage = Stage.WAITING
     reader: Reader | None = None
-    last: deque[bytes] | None = None  # of a stream, the last pieces
-    keep: Callable[[bytes], None] = keep_nothing  # what `last` keeps pieces by
+    last: deque[Message] | None = None  # of a stream
+    keep: Callable[[Message], None] = keep_nothing  # what `last` keeps messages by
     framing: Framing = Framing.NONE
     failed_late: bool = False  # after a part of it had gone out
 
@@ -94,12 +93,7 @@ class Answer(Opaque):
         """The app's `send`."""
         stage = self.stage
         if stage is WATCHING:
-            chunk = message.get("body", b"")
-            if type(chunk) is not bytes or len(chunk) > LONGEST_PIECE:
-                chunk = body_of(message)[-LONGEST_PIECE:]
-            self.keep(chunk)
-            if not message.get("more_body"):
-                self.stage = PASSING  # what the app raises from here on says nothing of the model
+            self.keep(message)
             return self.exchange.send(message)
         if stage is PASSING:
             return self.exchange.send(message)
@@ -113,26 +107,44 @@ class Answer(Opaque):
                 self.exchange.runtime.pins.pass_turn(self.exchange.place())
         return self.exchange.send(message)
 
-    def watch(self, framing: Framing, last: Iterable[bytes]) -> None:
-        """Keep the last pieces of a stream from now on, after these."""
+    def watch(self, framing: Framing, last: Iterable[Message]) -> None:
+        """Keep the last messages of a stream from now on, after these."""
         if self.last is None:
-            self.last = deque(maxlen=LAST_PIECES)
+            self.last = deque(maxlen=LAST_MESSAGES)
             self.keep = self.last.append
         self.framing = framing
-        for chunk in last:
-            self.keep(chunk[-LONGEST_PIECE:])
+        self.last.extend(last)
         if self.stage is PASSING:
             self.stage = WATCHING
 
+    def straight_on(self) -> Send:
+        """Return what sends the messages to come, with as little as possible for each."""
+        keep, send = self.keep, self.exchange.send
+        if self.stage is PASSING:
+            return send
+        if self.stage is not WATCHING:
+            return self.send
+
+        def keep_and_send(message: Message) -> Awaitable[None]:
+            keep(message)
+            return send(message)
+
+        return keep_and_send
+
     def keeps(self, error: Exception) -> bool:
         """Take note of what the app raised. Nothing is kept back: it comes out."""
-        if self.stage is WATCHING and not self.is_clients_leaving(error):
-            self.failed_late = True
+        if self.last and self.last[-1].get("more_body") and not self.is_clients_leaving(error):
+            self.failed_late = True  # behind a whole stream it would say nothing of the model
         return False
 
     def is_clients_leaving(self, error: Exception) -> bool:
         """Tell whether the app raised since the client has left: it was told so, or the server's `send` raised."""
         return self.exchange.client_left or passed_through(error, self.exchange.send)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether there is nothing left to do when the app is done."""
+        return self.stage is PASSING and self.last is None and not self.failed_late
 
     async def done(self) -> None:
         """Leave nothing behind: the app is done."""
@@ -186,7 +198,7 @@ class Answer(Opaque):
             self.reader = None
             self.stage = PASSING
             if reader.framing in STREAMED:
-                self.watch(reader.framing, [body_of(message)])
+                self.watch(reader.framing, [message])
         if message["type"] == "http.response.start":
             return await self._tell(message, message["headers"])
         return await self.exchange.send(message)

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-from msgspec import field
 from starlette.types import Receive, Scope, Send
 
 from .config import Endpoint
@@ -40,7 +39,7 @@ class Exchange(Opaque):
     session_id: bytes | None
     decides: bool  # whether the endpoint only says which model it would use
     inner: Scope | None = None  # the app's scope, of the call that is under way
-    shared: Scope = field(default_factory=dict)  # what of it is in the server's
+    shared: Scope | None = None  # what of it is in the server's
     body: RequestBody | None = None  # of that call
     status: bytes = b"miss"
     reason: bytes | None = None
@@ -89,7 +88,7 @@ class Exchange(Opaque):
 
     def share_scope(self) -> None:
         """Show outer middleware what the app has put into its scope."""
-        if self.inner is not None:
+        if self.inner is not None and self.shared is not None:
             share(self.inner, self.scope, self.shared)
 
     def place(self) -> Slot:

@@ -68,6 +68,11 @@ class Guard(Opaque):
         self.error = error
         return True
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether there is nothing left to do when the app is done."""
+        return self.stage is PASSING and self.timed_out is None and self.answer.is_settled
+
     async def done(self) -> None:
         """Leave nothing behind: the app is done."""
         exchange = self.answer.exchange
@@ -185,7 +190,7 @@ class Guard(Opaque):
 
     async def _pass(self) -> None:
         """Let the answer go on, which gives output."""
-        last = () if self.output is None else [message.get("body", b"") for message in self.held]
+        last = () if self.output is None else tuple(self.held)
         await self._flush()
         self._succeed(last)
 
@@ -196,18 +201,18 @@ class Guard(Opaque):
         chunk, more = body_of(message), message.get("more_body", False)
         seen = self._look(chunk, more)
         if seen is Seen.OUTPUT:
-            return self._send_output(message, chunk)
+            return self._send_output(message)
         if seen is Seen.ERROR or not more:
             self.stage = PASSING
             if seen is not Seen.PRELUDE and self.first is None:
                 self.answer.failed_late = self._judge_fault() is not Verdict.CLIENT
         return self.onward(message)
 
-    async def _send_output(self, message: Message, chunk: bytes) -> None:
+    async def _send_output(self, message: Message) -> None:
         await self.onward(message)
-        self._succeed([chunk])
+        self._succeed((message,))
 
-    def _succeed(self, last: list[bytes] | tuple[()]) -> None:
+    def _succeed(self, last: tuple[Message, ...]) -> None:
         self.stage = PASSING
         is_stream = self.output is not None and self.output.framing in STREAMED
         if self.first is not None:
@@ -216,7 +221,7 @@ class Guard(Opaque):
             prove(self.answer.exchange, is_over=not is_stream)
             if is_stream and self.output is not None:
                 self.answer.watch(self.output.framing, last)
-        self.onward = self.answer.exchange.send if self.answer.stage is PASSING else self.answer.send
+        self.onward = self.answer.straight_on()
 
     def forget(self) -> None:
         """Let go of a failure that another answer has replaced."""

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Awaitable
 from functools import partial
+from typing import Any
 
 from starlette.types import Receive, Scope
 
@@ -13,7 +14,7 @@ from .log import logger, names_of
 from .outcome import compare, record_choice, replace
 from .pin import Pin
 from .request.body import RequestBody
-from .request.scope import StateKeeper, pinned_headers, why_unreadable
+from .request.scope import copy_of_state, pinned_headers, put_state, why_unreadable
 from .request.session import asked_model, asks_for_stream
 from .response.decision import DecisionEditor, ask_for_identity, reply
 from .wire.headers import Headers
@@ -56,7 +57,7 @@ async def handle(exchange: Exchange) -> None:
         return await _attempt(exchange, inner, Answer(exchange))
     if not runtime.sessions.by_model:
         _warn_of_an_overridden_model(exchange, pin)
-    state, guard = StateKeeper(exchange.scope), _guarded(exchange, pin)
+    state, guard = copy_of_state(exchange.scope), _guarded(exchange, pin)
     await _attempt(exchange, inner, guard)
     if guard.stage in HELD:
         routes = guard.calls_for_routing()
@@ -118,7 +119,8 @@ async def _attempt(exchange: Exchange, inner: Scope, answer: Answer | Guard) -> 
         if not answer.keeps(error):
             raise
     finally:
-        await answer.done()
+        if not answer.is_settled:
+            await answer.done()
         is_held = answer.stage in HELD and isinstance(answer, Guard)
         if not is_held:
             exchange.share_scope()
@@ -128,13 +130,17 @@ async def _attempt(exchange: Exchange, inner: Scope, answer: Answer | Guard) -> 
             await runtime.pins.renew(exchange.place(), exchange.pin, seconds)
 
 
-async def _reroute(exchange: Exchange, pin: Pin, first: Guard, state: StateKeeper) -> None:
-    """Send the request to the app once more, as it came; the failure goes out if that does no better."""
+async def _reroute(exchange: Exchange, pin: Pin, first: Guard, state: dict[str, Any]) -> None:
+    """Send the request to the app once more, as it came; the failure goes out if that does no better.
+
+    *state* is what the scope's `state` had before the first call: a call that is replaced leaves nothing there.
+    """
     health, known, verdict, body = exchange.runtime.health, exchange.health, first.verdict, exchange.body
     assert known is not None
     assert verdict is not None
     assert body is not None
-    state.undo()
+    first_state = copy_of_state(exchange.scope)
+    put_state(exchange.scope, state)
     again = exchange.again = copy.copy(exchange)
     again.status = b"reroute"
     again.body = body.again()
@@ -149,7 +155,7 @@ async def _reroute(exchange: Exchange, pin: Pin, first: Guard, state: StateKeepe
     exchange.again = None
     if not again.client_left:
         health.rest(known)
-    state.redo()
+    put_state(exchange.scope, first_state)
     if second.error is not None:
         logger.warning("a pinned model failed, and so did its request as it came: %s", names_of(second.error))
     return await _let_out(exchange, first, first.flush())

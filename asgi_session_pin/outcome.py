@@ -1,6 +1,9 @@
 """What an answer means for the pin of its session: a choice is recorded, a failure counted, a name refused."""
 
+import contextlib
 from collections.abc import Iterable
+
+from starlette.types import Message
 
 from .exchange import Exchange
 from .pin import Pin
@@ -10,6 +13,7 @@ from .response.output import late_error
 from .response.pieces import Framing
 from .response.reader import Reader
 from .response.rules import is_same_model
+from .wire.messages import body_of
 
 
 async def record_choice(exchange: Exchange, reader: Reader) -> None:
@@ -153,9 +157,11 @@ async def _give_up(exchange: Exchange, pin: Pin) -> None:
     await exchange.runtime.pins.unpin(exchange.place(), pin)
 
 
-def showed_late_failure(exchange: Exchange, last: Iterable[bytes], framing: Framing) -> bool:
-    """Tell whether the last pieces of a stream that gave output are a failure after all."""
-    error = late_error(last, framing)
+def showed_late_failure(exchange: Exchange, last: Iterable[Message], framing: Framing) -> bool:
+    """Tell whether the last messages of a stream that gave output are a failure after all."""
+    error = None
+    with contextlib.suppress(ValueError):  # a buffer that the app has released
+        error = late_error([body_of(message) for message in last], framing)
     if error is None or exchange.pin is None:
         return False
     return judge(implied_status(error), error, exchange.pin.model, is_proven=True) is not Verdict.CLIENT

@@ -47,34 +47,18 @@ def share(inner: Scope, outer: Scope, shared: Scope) -> None:
         shared.update(inner)
 
 
-class StateKeeper:
-    """The `state` of a scope, of which outer middleware holds the very object, before and after a call of the app.
+def copy_of_state(scope: Scope) -> dict[str, Any]:
+    """Return what a scope's `state` has."""
+    state = scope.get("state")
+    return state.copy() if type(state) is dict else {}
 
-    A call that is replaced leaves nothing there.
-    """
 
-    __slots__ = ("_after", "_before", "_state")
-
-    def __init__(self, scope: Scope) -> None:
-        state = scope.get("state")
-        self._state: dict[str, Any] | None = state if type(state) is dict else None
-        self._before = dict(self._state) if self._state else {}
-        self._after: dict[str, Any] = {}
-
-    def undo(self) -> None:
-        """Make it as it was before the call."""
-        if self._state is not None:
-            self._after = dict(self._state)
-            self._set(self._before)
-
-    def redo(self) -> None:
-        """Make it as it was after the call."""
-        self._set(self._after)
-
-    def _set(self, content: dict[str, Any]) -> None:
-        if self._state is not None:
-            self._state.clear()
-            self._state.update(content)
+def put_state(scope: Scope, content: dict[str, Any]) -> None:
+    """Have a scope's `state`, of which outer middleware holds the very object, have *content* alone."""
+    state = scope.get("state")
+    if type(state) is dict:
+        state.clear()
+        state.update(content)
 
 
 def pinned_headers(headers: Headers, picked: dict[bytes, bytes], length: int, model: bytes) -> Headers:

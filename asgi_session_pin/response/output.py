@@ -12,6 +12,7 @@ from .errors import MAX_VALUE, Error, find_error, read_error, read_members
 from .pieces import Framing, Piece, Pieces, open_pieces, tells_nothing
 
 HELD_BYTES = 65_536
+LATE_BYTES = 16_384  # at the end of a stream
 MOST_LOOKS = 4_000  # at events and lines
 LOOKED_AT_BYTES = 1_048_576  # of a stream; a prelude may hold the request's instructions and tools
 
@@ -179,7 +180,7 @@ def _gives_nothing(value: msgspec.Raw) -> bool:
 
 def late_error(chunks: Iterable[bytes], framing: Framing) -> Error | None:
     """Return the error in the last chunks of a stream that gave output, wherever they are cut; or None."""
-    text = b"".join(chunks)[-HELD_BYTES:]
+    text = b"".join(chunks)[-LATE_BYTES:]
     if not _may_fail(text):
         return None
     pieces = Pieces(len(text), len(text) + 1, framing).feed(text, False)

@@ -4,11 +4,12 @@ import copy
 import pickle
 from typing import Any
 
+import pytest
 from starlette.types import Receive, Scope, Send
 
 from asgi_driver import JSON_TYPE, SESSION, call, http_scope, respond
 from asgi_session_pin import SessionPinMiddleware, get_session_pin
-from asgi_session_pin.request.scope import SCOPE_KEY, StateKeeper, inner_scope, share
+from asgi_session_pin.request.scope import SCOPE_KEY, copy_of_state, inner_scope, put_state, share
 
 HEADERS = [(b"a", b"1")]
 
@@ -39,23 +40,21 @@ def test_what_outer_middleware_puts_in_meanwhile_stays() -> None:
 def test_the_very_object_of_the_state_stays_and_has_what_the_answer_put_in_that_goes_out() -> None:
     state = {"lifespan": 1}
     scope: dict[str, Any] = {"state": state}
-    keeper = StateKeeper(scope)
+    before = copy_of_state(scope)
     state["of"] = 1
-    keeper.undo()
+    after = copy_of_state(scope)
+    put_state(scope, before)
     assert state == {"lifespan": 1}, "the second call begins with the state as it was"
-    state["of"] = 2
-    keeper.redo()
-    assert state == {"lifespan": 1, "of": 1}
+    put_state(scope, after)
     assert scope["state"] is state
+    assert state == {"lifespan": 1, "of": 1}
 
 
-def test_a_state_of_another_kind_is_left_alone() -> None:
-    for scope in ({"state": object()}, {}):
-        before = dict(scope)
-        keeper = StateKeeper(scope)
-        keeper.undo()
-        keeper.redo()
-        assert scope == before
+@pytest.mark.parametrize("scope", [{"state": object()}, {}])
+def test_a_state_of_another_kind_is_left_alone(scope: dict[str, Any]) -> None:
+    before = dict(scope)
+    put_state(scope, copy_of_state(scope))
+    assert scope == before
 
 
 async def test_a_scope_that_the_app_copies_deeply_or_pickles_is_no_trouble() -> None:
