@@ -3,7 +3,7 @@
 import asyncio
 import gzip
 import json
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,7 +15,9 @@ from asgi_driver import (
     SESSION,
     SSE_TYPE,
     Clock,
+    Gateway,
     Header,
+    Serve,
     answer_json,
     answer_stream,
     asked_model,
@@ -35,31 +37,6 @@ BOB: Header = (b"authorization", b"Bearer bob")
 OTHER: Header = (b"x-session-id", b"session-2")
 UNAVAILABLE = b'{"error":{"message":"overloaded","type":"server_error","param":null,"code":null}}'
 REFUSED = b'{"error":{"message":"no such model","type":"invalid_request_error","code":"model_not_found"}}'
-
-Serve = Callable[[Send, str], Awaitable[None]]
-
-
-class Gateway:
-    """Routes `auto` to the next of *models*, the last one for ever; serves any other name by *serve*."""
-
-    def __init__(self, *models: str, serve: Serve = answer_json, route: Serve = answer_json) -> None:
-        self.models = list(models)
-        self.serve = serve
-        self.route = route
-        self.bodies: list[bytes] = []
-        self.scopes: list[Scope] = []
-
-    @property
-    def asked(self) -> list[Any]:
-        return [asked_model(body) for body in self.bodies]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.scopes.append(dict(scope))
-        body = await read_body(receive)
-        self.bodies.append(body)
-        if asked_model(body) != "auto":
-            return await self.serve(send, asked_model(body))
-        return await self.route(send, self.models.pop(0) if len(self.models) > 1 else self.models[0])
 
 
 def failing(status: int, body: bytes = UNAVAILABLE, headers: Iterable[Header] = (JSON_TYPE,)) -> Serve:

@@ -15,6 +15,7 @@ from asgi_driver import (
     Answer,
     Gateway,
     Header,
+    answer_json,
     call,
     http_scope,
     read_body,
@@ -290,7 +291,7 @@ async def test_an_answer_that_would_take_long_to_read_passes_and_names_no_model(
 @pytest.mark.parametrize("model", [b"1", b"{}", b'["auto"]', b'"\\ud800"', b'"\xff"', b'""'])
 async def test_a_model_that_is_no_name_is_a_kind_of_its_own(model: bytes) -> None:
     gateway = Gateway("a", "b", "c")
-    gateway.answer = served_by_the_router
+    gateway.serve = served_by_the_router
     app = SessionPinMiddleware(gateway)
     await call(app, {"model": "auto"}, SESSION)
     statuses = [(await call(app, b'{"model":%s}' % model, SESSION)).pin_status for _ in range(2)]
@@ -585,10 +586,10 @@ async def test_an_exception_of_the_app_comes_out_as_it_is_and_leaves_the_pin() -
     async def fail(send: Send, model: str) -> None:
         raise KeyError(model)
 
-    good, gateway.answer = gateway.answer, fail
+    gateway.serve = gateway.route = fail
     with pytest.raises(KeyError, match="a"):
         await call(app, {"model": "auto"}, SESSION)
-    gateway.answer = good
+    gateway.serve = gateway.route = answer_json
     assert (await call(app, {"model": "auto"}, SESSION)).pin_status == "hit"
 
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from test_failover import AUTO, Gateway, failing, pinned, statuses
+from test_failover import AUTO, failing, pinned, statuses
 
 from asgi_driver import (
     JSON_TYPE,
     SESSION,
     SSE_TYPE,
     Clock,
+    Gateway,
     answer_json,
     answer_stream,
     asked_model,

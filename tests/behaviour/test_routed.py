@@ -16,13 +16,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
-from test_failover import AUTO, ERROR_EVENT, Gateway, failing, pinned, statuses
+from test_failover import AUTO, ERROR_EVENT, failing, pinned, statuses
 
 from asgi_driver import (
     JSON_TYPE,
     SESSION,
     SSE_TYPE,
     Clock,
+    Gateway,
     answer_json,
     answer_stream,
     asked_model,

@@ -125,12 +125,22 @@ async def respond(send: Send, *chunks: bytes, status: int = 200, headers: Iterab
         await send({"type": "http.response.body", "body": chunk, "more_body": i < len(chunks) - 1})
 
 
-class Gateway:
-    """An LLM gateway: routes the model `auto` to the next of *models*, serves any other name under that name."""
+Serve = Callable[[Send, str], Awaitable[None]]
+"""Answers for a model."""
 
-    def __init__(self, *models: str, answer: Callable[[Send, str], Awaitable[None]] | None = None) -> None:
+
+class Gateway:
+    """An LLM gateway: routes `auto` to the next of *models*, the last one for ever, and takes any other name.
+
+    It answers by *answer*; what it routes by *route*, and other names by *serve*, if these are given.
+    """
+
+    def __init__(
+        self, *models: str, answer: Serve | None = None, serve: Serve | None = None, route: Serve | None = None
+    ) -> None:
         self.models = list(models)
-        self.answer = answer or answer_json
+        self.serve = serve or answer or answer_json
+        self.route = route or answer or answer_json
         self.scopes: list[Scope] = []
         self.bodies: list[bytes] = []
 
@@ -143,7 +153,9 @@ class Gateway:
         self.scopes.append({**scope, "headers": list(scope["headers"])})
         self.bodies.append(await read_body(receive))
         asked = asked_model(self.bodies[-1])
-        await self.answer(send, self.models.pop(0) if asked in ("auto", None) else asked)
+        if asked in ("auto", None):
+            return await self.route(send, self.models.pop(0) if len(self.models) > 1 else self.models[0])
+        return await self.serve(send, asked)
 
 
 def asked_model(body: bytes) -> Any:
