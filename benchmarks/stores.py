@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from starlette.types import ASGIApp
 from throughput import load, raw_request
 
 from asgi_session_pin import Config, SessionPinMiddleware, Store
+from asgi_session_pin.gateway.serve import bind
 from redis_servers import redis_server
 from servers import free_port
 
@@ -82,12 +84,22 @@ async def time_requests(urls: dict[str, str], rounds: int) -> None:
 def workers(url: str) -> Iterator[int]:
     port = free_port()
     command = [sys.executable, __file__, "--serve", str(port)]
-    with subprocess.Popen(command, env={**os.environ, STORE_URL: url}) as process:
+    with subprocess.Popen(command, env={**os.environ, STORE_URL: url}, start_new_session=True) as process:
         try:
             time.sleep(4)  # until all of them are up
             yield port
         finally:
-            process.terminate()
+            os.killpg(process.pid, signal.SIGTERM)
+
+
+def serve(port: int) -> None:
+    # Not `uvicorn --workers`: on its sockets asyncio leaves Nagle on, 43 ms a request (Kludex/uvicorn#3149).
+    listeners = bind("127.0.0.1", port)
+    for _ in range(WORKERS - 1):
+        if os.fork() == 0:
+            break
+    config = uvicorn.Config(create_app, factory=True, log_level="error", access_log=False, lifespan="off")
+    uvicorn.Server(config).run(listeners)
 
 
 def time_workers(urls: dict[str, str], seconds: float) -> None:
@@ -119,8 +131,7 @@ def main() -> None:
     parser.add_argument("--serve", metavar="PORT", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        options = {"factory": True, "workers": WORKERS, "log_level": "error", "access_log": False, "lifespan": "off"}
-        return uvicorn.run("stores:create_app", app_dir=str(Path(__file__).parent), port=arguments.serve, **options)
+        return serve(arguments.serve)
     with tempfile.TemporaryDirectory() as folder, redis_server(Path(folder)) as server:
         urls = {"memory": "memory://", "sqlite": f"sqlite:///{folder}/pins.db", "redis": server.url}
         packages = ", ".join(f"{name} {version(name)}" for name in ("redis", "uvicorn"))
