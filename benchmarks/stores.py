@@ -33,7 +33,7 @@ from throughput import load, raw_request
 from asgi_session_pin import Config, SessionPinMiddleware, Store
 from asgi_session_pin.gateway.serve import bind
 from redis_servers import redis_server
-from servers import free_port
+from servers import free_port, wait_until_open
 
 WORKERS = 4
 HITS, MISSES, GETS = 1000, 300, 2000
@@ -86,7 +86,7 @@ def workers(url: str) -> Iterator[int]:
     command = [sys.executable, __file__, "--serve", str(port)]
     with subprocess.Popen(command, env={**os.environ, STORE_URL: url}, start_new_session=True) as process:
         try:
-            time.sleep(4)  # until all of them are up
+            wait_until_open(port)
             yield port
         finally:
             os.killpg(process.pid, signal.SIGTERM)

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import time
 import tracemalloc
 from collections.abc import AsyncIterator
 from typing import Any
@@ -37,7 +36,7 @@ from asgi_driver import (
 )
 from asgi_session_pin import Config, Failover, MemoryStore, Pin, SessionPinMiddleware, get_session_pin
 from behaviour_document import Section, case
-from servers import serve_app
+from servers import serve_app, wait_until
 from virtual_time import VirtualLoop, run
 
 EVENTS = "text/event-stream"
@@ -103,8 +102,7 @@ def test_on_a_real_server_a_routed_stream_comes_whole_and_all_background_work_is
     with serve_app(app) as url, httpx.Client(base_url=url, headers={"x-session-id": "s"}) as client:
         for _ in range(2):
             assert client.post("/v1/chat/completions", json=AUTO).status_code == 200
-        while len(done) < 2:
-            time.sleep(0.005)
+        wait_until(lambda: len(done) == 2)
         is_out = True
         asked.clear()
         done.clear()
