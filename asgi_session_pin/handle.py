@@ -8,6 +8,7 @@ from typing import Any
 from starlette.types import Receive, Scope
 
 from .answer import Answer, Stage
+from .config.settings import RESPONSES
 from .exchange import Exchange
 from .guard import Guard
 from .log import logger, names_of
@@ -15,7 +16,7 @@ from .outcome import compare, record_choice, replace
 from .pin import Pin
 from .request.body import RequestBody
 from .request.scope import copy_of_state, pinned_headers, put_state, why_unreadable
-from .request.session import asked_model, asks_for_stream
+from .request.session import asked_model, asks_for_response, asks_for_stream
 from .response.decision import DecisionEditor, ask_for_identity, reply
 from .wire.headers import Headers
 from .wire.json import Members, decode_members, put_model
@@ -82,6 +83,10 @@ async def _read(exchange: Exchange) -> tuple[Members, bytes] | None:
         members = decode_members(content)
     except ValueError:
         await _ignore(exchange, b"body-not-json", body.receive)
+        return None
+    if exchange.endpoint.path == RESPONSES and not asks_for_response(members):
+        exchange.session_id = None  # nor is it told to listeners
+        await _pass_untold(exchange, body.receive)
         return None
     if exchange.session_id is None:
         exchange.session_id = runtime.sessions.find_id(exchange.picked, members)

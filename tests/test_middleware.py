@@ -110,7 +110,7 @@ async def test_other_scopes_methods_and_paths_get_the_very_objects_of_the_server
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/openai/v1/chat/completions/", "/v1/messages", "/responses"])
 async def test_an_endpoint_is_found_under_any_prefix_and_with_one_trailing_slash(path: str) -> None:
-    answer = await call(SessionPinMiddleware(Gateway("a")), {"model": "auto"}, SESSION, path=path)
+    answer = await call(SessionPinMiddleware(Gateway("a")), {"model": "auto", "input": "hello"}, SESSION, path=path)
     assert answer.pin_status == "miss"
 
 

@@ -44,6 +44,7 @@ StoreURL = Annotated[
         description='"memory://", "sqlite:///FILE", "redis://HOST:PORT/DB" or "rediss://HOST:PORT/DB"',
     ),
 ]
+RESPONSES = "*/responses"  # which other applications have as well
 OnFailure = Literal["reroute", "pass"]
 Network = Annotated[str, Meta(description='an address or a network such as "10.0.0.0/8"', extra={"check": ip_network})]
 
@@ -132,7 +133,8 @@ class Decisions(_Section, frozen=True):
 class Endpoint(_Section, frozen=True):
     """A path of the app, as a pattern, and what is done there; POST only, one trailing slash is tolerated.
 
-    - `path`: only `*` is special, and it crosses "/".
+    - `path`: only `*` is special, and it crosses "/". Behind `*/responses` may be another application's endpoint: what
+      has none of `input`, `prompt`, `previous_response_id` and `conversation` passes untouched there.
     - `kind`: `completion` (pinned), `decision` (only says which model it would use) or `ignore`.
     """
 
@@ -234,9 +236,12 @@ class Config(_Section, frozen=True):
     endpoints: AtLeastOne[Endpoint] = (
         Endpoint(path="*/routing/v1/chat/completions", kind="decision"),
         Endpoint(path="*/deployments/*", kind="ignore"),  # the path names the model there: a body's model would lie
+        Endpoint(path="*/engines/v1/chat/completions"),  # Docker Model Runner: the model is in the body
+        Endpoint(path="*/engines/*/v1/chat/completions"),
         Endpoint(path="*/engines/*", kind="ignore"),
         Endpoint(path="*/chat/completions"),
-        Endpoint(path="*/responses"),
+        Endpoint(path=RESPONSES),
+        Endpoint(path="*/responses/compact"),
         Endpoint(path="*/v1/messages"),
         Endpoint(path="*/v1/completions"),
     )

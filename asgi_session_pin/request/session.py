@@ -15,6 +15,8 @@ MAX_NAME = 256  # characters; what is longer is kept as its digest, as it lives 
 # What a model key part is: a name, None, or the digest of what is no name, which no name's str equals.
 AskedModel = str | bytes | None
 
+_RESPONSE_INPUTS = frozenset({"input", "prompt", "previous_response_id", "conversation"})
+
 # What coding agents send unasked. Not x-client-request-id: in some clients it is new for each request.
 PRESETS = {
     "preset:coding-agents": (
@@ -116,6 +118,11 @@ def asked_model(members: Members) -> AskedModel:
     except ValueError:
         pass
     return hashlib.blake2b(value, digest_size=16).digest()
+
+
+def asks_for_response(members: Members) -> bool:
+    """Tell whether this may be a request of the Responses API, and not of another application's `/responses`."""
+    return not _RESPONSE_INPUTS.isdisjoint(members)
 
 
 def asks_for_stream(members: Members) -> bool:

@@ -288,7 +288,7 @@ class Gateway:
         """Send one request, to which *given* is the answer of a name other than `auto`."""
         self.given = given
         self.asked.clear()
-        content = b'{"model":"auto","stream":%s}' % (b"true" if self.manner == "streamed" else b"false")
+        content = b'{"model":"auto","input":"hello","stream":%s}' % (b"true" if self.manner == "streamed" else b"false")
         headers = (b"x-session-id", session), (b"authorization", b"%d" % self.credential)
         return await call(self.app, content, *headers, path=PATHS[self.api])
 

@@ -32,9 +32,12 @@ decisions:
 endpoints:
   - {path: "*/routing/v1/chat/completions", kind: decision}
   - {path: "*/deployments/*", kind: ignore}
+  - {path: "*/engines/v1/chat/completions"}
+  - {path: "*/engines/*/v1/chat/completions"}
   - {path: "*/engines/*", kind: ignore}
   - {path: "*/chat/completions"}
   - {path: "*/responses"}
+  - {path: "*/responses/compact"}
   - {path: "*/v1/messages"}
   - {path: "*/v1/completions"}
 store:
