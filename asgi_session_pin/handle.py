@@ -262,7 +262,7 @@ def _warn_of_an_overridden_model(exchange: Exchange, pin: Pin) -> None:
     if isinstance(exchange.asked, str) and exchange.runtime.is_routed is None:
         exchange.runtime.warn.once(
             "overridden",
-            'sessions.partition_by lacks "model": the pin %r replaces the model %r that a client named; with the '
+            'sessions.pin_per is "session": the pin %r replaces the model %r that a client named; with the '
             "router's own names in routing.router_models other models pass untouched",
             pin.model,
             exchange.asked,

@@ -212,7 +212,7 @@ def _routed_models(patterns: tuple[str, ...]) -> Callable[[AskedModel], bool] | 
 
 def _warn_of_guessable_ids(config: Config, warn: Warnings) -> None:
     sessions = config.sessions
-    if sessions.secret is None and all(part == "model" for part in sessions.partition_by):
+    if sessions.secret is None and not sessions.partition_by:
         warn.once(
             "guessable",
             "sessions.partition_by has no credential: whoever can read the pins' shared store can find out which "

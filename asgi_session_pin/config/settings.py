@@ -29,11 +29,13 @@ RouterModel = Annotated[str, Meta(pattern=r"[^*]", description="a name or a patt
 SessionSource = Annotated[
     str,
     Meta(
-        pattern=f"^({_HEADER}|{_BODY}|preset:coding-agents)\\Z",
-        description='"header:NAME", "body:PATH.TO.ID" or "preset:coding-agents"',
+        pattern=f"^({_HEADER}|{_BODY}|preset:(coding-agents|body-ids))\\Z",
+        description='"header:NAME", "body:PATH.TO.ID", "preset:coding-agents" or "preset:body-ids"',
     ),
 ]
-PartitionPart = Annotated[str, Meta(pattern=f"^({_HEADER}|model)\\Z", description='"header:NAME" or "model"')]
+PartitionPart = Annotated[
+    str, Meta(pattern=f"^{_HEADER}\\Z", description='"header:NAME" (instead of "model" use sessions.pin_per)')
+]
 DecisionSource = Annotated[
     str, Meta(pattern=f"^({_HEADER}|{_BODY})\\Z", description='"header:NAME" or "body:PATH.TO.NAME"')
 ]
@@ -93,13 +95,17 @@ class Sessions(_Section, frozen=True):
     """Which session a request belongs to.
 
     - `sources`: where the session's id comes from, the first that is present counts: a header, a string in the JSON
-      body (which is read for it), or the headers that coding agents send by themselves.
-    - `partition_by`: parts of the key beside the id; all that are present count.
+      body (which is read for it), the headers that coding agents send by themselves (`preset:coding-agents`), or the
+      ids that the APIs have in the body, `conversation` and `prompt_cache_key` (`preset:body-ids`).
+    - `pin_per`: `model`: what a session asks for under one name keeps one model; `session`: all that it asks for does.
+    - `partition_by`: headers that are parts of the key beside the id; all that are present count. Of `authorization`
+      the scheme's case does not (RFC 9110, section 11.1).
     - `max_id_length`: longer ids are not used, in bytes.
     - `secret`: keys the digest of ids, so that whoever can read a shared store can't test guessed ids against it.
     """
 
     sources: AtLeastOne[SessionSource] = ("header:x-session-id",)
+    pin_per: Literal["model", "session"] = "model"
     partition_by: tuple[PartitionPart, ...] = (
         "header:authorization",
         "header:x-api-key",
@@ -107,7 +113,6 @@ class Sessions(_Section, frozen=True):
         "header:x-goog-api-key",
         "header:x-litellm-api-key",
         "header:ocp-apim-subscription-key",
-        "model",
     )
     max_id_length: Annotated[int, Meta(ge=1, le=65_536, description="a whole number from 1 to 65536")] = 256
     secret: Annotated[str, Meta(min_length=1, description="a string")] | None = None

@@ -2,6 +2,8 @@
 
 import hashlib
 from collections.abc import Iterable
+from itertools import chain
+from operator import itemgetter
 
 import msgspec
 
@@ -18,6 +20,8 @@ AskedModel = str | bytes | None
 _RESPONSE_INPUTS = frozenset({"input", "prompt", "previous_response_id", "conversation"})
 
 # What coding agents send unasked. Not x-client-request-id: in some clients it is new for each request.
+# What the APIs have in the body: a conversation is the Responses API's own, by its id or as an object with it; a key of
+# the prompt cache may be as wide as its sender likes, so it comes last.
 PRESETS = {
     "preset:coding-agents": (
         "header:x-session-id",
@@ -25,14 +29,20 @@ PRESETS = {
         "header:session-id",
         "header:session_id",
         "header:x-session-affinity",
+        "header:x-opencode-session",
+        "header:x-amp-thread-id",
         "header:x-litellm-session-id",
         "header:agent-session-id",
-    )
+    ),
+    "preset:body-ids": ("body:conversation", "body:conversation.id", "body:prompt_cache_key"),
 }
 
 # RFC 9110, section 5.5: a field value has no control characters; tabs, which it may have, are of no use in an id.
 _CONTROLS = bytes(range(0x20)) + b"\x7f"
-_ODD = _CONTROLS + b" "  # without any of these there is nothing to trim either
+# An id that has none of these, and more than nine bytes, has nothing to trim and is no placeholder.
+_ODD = _CONTROLS + b" {<"
+_PLACEHOLDERS = frozenset({b"undefined", b"null", b"none", b"nil"})
+_LONGEST_PLACEHOLDER = max(map(len, _PLACEHOLDERS))
 
 
 class SessionReader:
@@ -40,9 +50,9 @@ class SessionReader:
 
     def __init__(self, config: Sessions, sources: Iterable[str]) -> None:
         self._sources = [_read_source(part) for source in sources for part in PRESETS.get(source, (source,))]
-        self._partition = frozenset(_read_source(part)[0] for part in config.partition_by if part != "model")
+        self._partition = frozenset(_read_source(part)[0] for part in config.partition_by)
         self._max_length = config.max_id_length
-        self.by_model = "model" in config.partition_by
+        self.by_model = config.pin_per == "model"
         self.reads_bodies = any(path for _, path in self._sources)
         self.id_headers = frozenset(name for name, path in self._sources if not path)
         self.header_names = self._partition | self.id_headers
@@ -57,7 +67,8 @@ class SessionReader:
         for name, path in self._sources:
             if name in headers:
                 value = headers[name]
-                plain = len(value) <= self._max_length and value.translate(None, _ODD) == value
+                size = len(value)
+                plain = _LONGEST_PLACEHOLDER < size <= self._max_length and value.translate(None, _ODD) == value
                 return value if plain else self._check(value)
             if path:
                 if members is None:
@@ -78,7 +89,7 @@ class SessionReader:
     def _check(self, value: bytes) -> bytes:
         session_id = value.strip(b" \t")
         if len(session_id) <= self._max_length and session_id.translate(None, _CONTROLS) == session_id:
-            return session_id
+            return b"" if _is_placeholder(session_id) else session_id
         values = set(value.split(b"\n"))
         return self._check(values.pop()) if len(values) == 1 and b"\n" in value else b""  # the same one, sent twice
 
@@ -95,12 +106,33 @@ class SessionReader:
         parts: list[AskedModel] = [session_id, model if self.by_model else None]
         for name in headers:
             if name in self._partition:
-                parts += name, headers[name]
+                value = headers[name]
+                parts += name, value if value.startswith(b"Bearer ") else _one_case(name, value)
         if len(parts) > 4:  # several: their order is the sender's whim
-            parts[2:] = [part for name in sorted(self._partition & headers.keys()) for part in (name, headers[name])]
+            pairs = sorted(zip(parts[2::2], parts[3::2], strict=True), key=itemgetter(0))
+            parts[2:] = chain.from_iterable(pairs)
         digest = self._digest.copy()
         digest.update(_encode(parts))
         return digest.digest()
+
+
+def _is_placeholder(session_id: bytes) -> bool:
+    """Tell whether an id is what stands where there is none, or a template that was not filled in.
+
+    In angle brackets are also the ids of mails (RFC 5322, section 3.6.4), which have an @.
+    """
+    return (
+        session_id.lower() in _PLACEHOLDERS
+        or b"}}" in session_id.partition(b"{{")[2]
+        or b"}" in session_id.partition(b"${")[2]
+        or (session_id[:1] == b"<" and session_id[-1:] == b">" and b"@" not in session_id)
+    )
+
+
+def _one_case(name: bytes, value: bytes) -> bytes:
+    """Return a credential, which may have a scheme before it, with that in one case (RFC 9110, section 11.1)."""
+    scheme, space, credential = value.partition(b" ")
+    return scheme.capitalize() + space + credential if space and name == b"authorization" else value
 
 
 def _read_source(source: str) -> tuple[bytes, tuple[str, ...]]:

@@ -67,6 +67,33 @@ async def test_session_id_that_cannot_be_used_is_ignored_with_its_reason(headers
     assert gateway.asked == ["auto", "auto"], "no fall-through to the next source"
 
 
+@case(
+    Section.SESSION,
+    "id `undefined`, `null`, `none` or `nil` in any case of letters, or with an unfilled `{{…}}`, `${…}` or `<…>`",
+    "`ignored; reason=invalid-session-id`; no other source is tried",
+)
+@pytest.mark.parametrize(
+    "placeholder",
+    [
+        *(b"undefined", b"Undefined", b"null", b"NULL", b"none", b"None", b"nil", b" null\t"),
+        *(b"{{session_id}}", b"{{ $json.id }}", b"{{}}", b"chat-{{id}}", b"x" * 100 + b"{{id}}"),
+        *(b"${SESSION_ID}", b"agent-${ID}-1", b"<session-id>", b"<YOUR SESSION ID HERE>", b"<>"),
+    ],
+)
+async def test_a_placeholder_is_no_id(placeholder: bytes) -> None:
+    sources = Sessions(sources=("header:x-session-id", "body:id", "header:x-other-id"))
+    app = SessionPinMiddleware(Gateway("a"), config=Config(sessions=sources))
+    other = (b"x-other-id", b"valid")
+    asked = [
+        await call(app, {"model": "auto"}, (b"x-session-id", placeholder), other),
+        await call(app, {"model": "auto"}, (b"x-session-id", placeholder), (b"x-session-id", placeholder), other),
+        await call(app, {"model": "auto", "id": placeholder.decode()}, other),
+    ]
+    assert [answer.pin_status for answer in asked] == ["ignored; reason=invalid-session-id"] * 3
+    stated = SessionPinMiddleware(Gateway("a"), session_id=lambda scope: placeholder.decode())
+    assert (await call(stated, {"model": "auto"})).pin_status == "ignored; reason=invalid-session-id"
+
+
 @case(Section.SESSION, "the same id sent twice, white space around it, any other characters", "the id is used")
 @pytest.mark.parametrize(
     "headers",
@@ -76,6 +103,8 @@ async def test_session_id_that_cannot_be_used_is_ignored_with_its_reason(headers
         [(b"x-session-id", b"same"), (b"x-session-id", b"same")],
         [(b"x-session-id", "ünïcødé".encode())],
         [(b"x-session-id", b"with spaces, and commas")],
+        *([(b"x-session-id", value)] for value in (b"1", b"nullable", b"none-1", b"undefined1", b"null null")),
+        *([(b"x-session-id", value)] for value in (b"{id}", b"}}{{", b"}${", b"$5", b"a<b>", b"<a", b"<1.2@host>")),
     ],
 )
 async def test_session_id_that_can_be_used_pins(headers: list[Header]) -> None:

@@ -90,7 +90,7 @@ async def test_litellm_with_its_own_source_or_another_name_is_fine(
 async def test_a_pin_over_another_model_that_the_client_named_is_warned_of(
     router_models: tuple[str, ...], warnings: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = Config(sessions=Sessions(partition_by=()), routing=Routing(router_models=router_models))
+    config = Config(sessions=Sessions(pin_per="session"), routing=Routing(router_models=router_models))
     app = SessionPinMiddleware(Gateway("a"), config=config)
     await call(app, {"model": "auto"}, SESSION)
     await call(app, {"model": "a"}, SESSION)

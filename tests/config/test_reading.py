@@ -56,7 +56,8 @@ response_headers: null
         f"routing.router_models.2: found 5, {name}, but not * alone",
         "routing.session_ttl_second: unknown key, did you mean 'session_ttl_seconds'?",
         "sessions.max_id_length: found 65537, expected a whole number from 1 to 65536",
-        'sessions.partition_by: found \'model\', expected a list, each item "header:NAME" or "model"',
+        "sessions.partition_by: found 'model', expected a list, each item \"header:NAME\" "
+        '(instead of "model" use sessions.pin_per)',
         f"decisions.sources.0: found 'body:a..b', {source}",
         f"decisions.sources.1: found a list, {source}",
         f"decisions.sources.2: found a mapping, {source}",
@@ -243,7 +244,7 @@ def test_a_secret_in_the_file_is_never_in_a_message(
             "sessions: {sources: ['${PASSWORD}']}",
             [
                 "sessions.sources.0: found '${PASSWORD}', filled in as text, "
-                'expected "header:NAME", "body:PATH.TO.ID" or "preset:coding-agents"'
+                'expected "header:NAME", "body:PATH.TO.ID", "preset:coding-agents" or "preset:body-ids"'
             ],
         ),
         (
@@ -379,7 +380,13 @@ def test_what_a_variable_in_the_name_of_an_alias_holds_is_not_shown(
         ),
         (
             {"sessions": {"partition_by": ["header:X-Session-Model"]}},
-            'sessions.partition_by.0: found \'header:X-Session-Model\', expected "header:NAME" or "model"',
+            "sessions.partition_by.0: found 'header:X-Session-Model', expected \"header:NAME\" "
+            '(instead of "model" use sessions.pin_per)',
+        ),
+        (
+            {"sessions": {"partition_by": ["header:authorization", "model"]}},
+            "sessions.partition_by.1: found 'model', expected \"header:NAME\" "
+            '(instead of "model" use sessions.pin_per)',
         ),
     ],
 )

@@ -22,8 +22,9 @@ routing:
   router_models: []
 sessions:
   sources: ["header:x-session-id"]
+  pin_per: model
   partition_by: ["header:authorization", "header:x-api-key", "header:api-key", "header:x-goog-api-key",
-                 "header:x-litellm-api-key", "header:ocp-apim-subscription-key", "model"]
+                 "header:x-litellm-api-key", "header:ocp-apim-subscription-key"]
   max_id_length: 256
   secret: null
 decisions:
@@ -77,8 +78,9 @@ def test_no_source_gives_the_defaults() -> None:
 EVERYTHING = """
 routing: {session_ttl_seconds: 1.5, session_ttl_sliding: false, session_max_age_seconds: 60, session_max_entries: 7,
           router_models: [auto, "router/*"]}
-sessions: {sources: ["header:X-Other", "header:!#$$%&'*+.^_`|~9-Z", "body:a.b.0", "preset:coding-agents"],
-           partition_by: [model], max_id_length: 65536, secret: hunter2}
+sessions: {sources: ["header:X-Other", "header:!#$$%&'*+.^_`|~9-Z", "body:a.b.0", "preset:coding-agents",
+                     "preset:body-ids"], pin_per: session, partition_by: ["header:X-Tenant"],
+           max_id_length: 65536, secret: hunter2}
 decisions: {sources: ["body:a.b.0", "header:x"], aliases: {"gpt-*": "openai/gpt-*", a: b}}
 endpoints: [{path: /x, kind: completion}, {path: "*"}]
 limits: {max_request_bytes: 1, max_inspected_response_bytes: 2}
@@ -93,8 +95,9 @@ EVERYTHING_IN_PYTHON = Config(
         router_models=("auto", "router/*"),
     ),
     sessions=Sessions(
-        sources=("header:X-Other", "header:!#$%&'*+.^_`|~9-Z", "body:a.b.0", "preset:coding-agents"),
-        partition_by=("model",),
+        sources=("header:X-Other", "header:!#$%&'*+.^_`|~9-Z", "body:a.b.0", "preset:coding-agents", "preset:body-ids"),
+        pin_per="session",
+        partition_by=("header:X-Tenant",),
         max_id_length=65_536,
         secret="hunter2",
     ),
@@ -167,10 +170,11 @@ IMPOSSIBLE: list[tuple[str, str, list[object]]] = [
         "sources",
         [["body:"], ["body:a..b"], ["body:a\n"], ["preset:"], ["preset:other"], ["preset:coding-agents2"]],
     ),
+    ("sessions", "pin_per", ["agent", "Model", None, True, ["model"]]),
     (
         "sessions",
         "partition_by",
-        [["Model"], ["header:"], ["header:x\n"], ["body:model"], ["xmodel"], ["modelx"], ["model\n"]],
+        [["model"], ["header:"], ["header:x\n"], ["body:model"], ["model\n"]],
     ),
     ("sessions", "max_id_length", [0, 65_537, 1.5, "1"]),
     ("sessions", "secret", ["", 5, b"bytes", ["x"]]),
@@ -267,6 +271,7 @@ def test_a_pretty_printer_is_shown_everything_but_secrets() -> None:
     assert Store(url="redis://:hunter2@host").__rich_repr__() == [("url", "***"), ("timeout_seconds", 0.1)]
     assert Sessions(sources=("body:id",), partition_by=(), secret="hunter2").__rich_repr__() == [
         ("sources", ("body:id",)),
+        ("pin_per", "model"),
         ("partition_by", ()),
         ("max_id_length", 256),
         ("secret", "***"),

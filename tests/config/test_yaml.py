@@ -139,14 +139,14 @@ def test_a_variable_may_stand_for_any_value_and_is_filled_in_where_an_alias_repe
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HEADERS", "false")
-    monkeypatch.setenv("PART", "model")
+    monkeypatch.setenv("PART", "header:x-part")
     monkeypatch.setenv("NOTHING", "")
     text = """
 limits: ${NOTHING}
 sessions: {partition_by: [&part "${PART}", *part]}
 response_headers: ${HEADERS}
 """
-    assert load(file, text) == Config(sessions=Sessions(partition_by=("model", "model")), response_headers=False)
+    assert load(file, text) == Config(sessions=Sessions(partition_by=("header:x-part",) * 2), response_headers=False)
 
 
 def test_the_names_of_aliases_are_filled_in_too(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from asgi_driver import SESSION, Gateway, Header, call
 from asgi_session_pin import Config, MemoryStore, Pin, SessionPinMiddleware, Sessions
-from asgi_session_pin.request.session import asked_model
+from asgi_session_pin.request.session import PRESETS, asked_model
 from asgi_session_pin.wire.json import decode_members
 from behaviour_document import Section, case
 
@@ -63,6 +63,25 @@ async def test_an_id_of_another_credential_is_another_session(name: bytes) -> No
     assert not await same_session([SESSION, (name, b"1"), (name, b"2")], [SESSION, (name, b"1")])
 
 
+@case(Section.SESSION, "`Bearer`, `bearer` or `BEARER` before the same key", "the same session")
+async def test_a_scheme_of_a_credential_is_the_same_in_any_case() -> None:
+    first = [SESSION, (b"authorization", b"Bearer Key-1")]
+    for scheme in (b"bearer", b"BEARER", b"Bearer"):
+        assert await same_session(first, [SESSION, (b"authorization", scheme + b" Key-1")])
+        assert not await same_session(first, [SESSION, (b"authorization", scheme + b" key-1")])
+    assert await same_session(
+        [SESSION, (b"authorization", b"basic eA==")], [SESSION, (b"authorization", b"Basic eA==")]
+    )
+    assert not await same_session(first, [SESSION, (b"authorization", b"Basic Key-1")])
+    assert not await same_session([SESSION, (b"authorization", b"Key-1")], [SESSION, (b"authorization", b"key-1")])
+    assert not await same_session([SESSION, (b"x-api-key", b"a b")], [SESSION, (b"x-api-key", b"A b")])
+
+
+async def test_the_order_of_the_partition_is_the_senders_whim() -> None:
+    parts = [(b"x-api-key", b"1"), (b"authorization", b"bearer 2"), (b"api-key", b"3")]
+    assert await same_session([SESSION, *parts], [*reversed(parts), SESSION])
+
+
 async def test_parts_of_the_key_never_run_into_each_other() -> None:
     sessions = Sessions(partition_by=("header:x-tenant", "header:x-user"))
     first = [SESSION, (b"x-tenant", b"ab"), (b"x-user", b"c")]
@@ -70,10 +89,14 @@ async def test_parts_of_the_key_never_run_into_each_other() -> None:
     assert not await same_session(first, [SESSION, (b"x-tenant", b"c"), (b"x-user", b"ab")], sessions)
 
 
-@case(Section.SESSION, "`partition_by` without `model`", "one model for the whole session; one warning in the log")
-async def test_without_model_in_the_partition_a_session_has_one_model() -> None:
+@case(
+    Section.SESSION,
+    "`pin_per: session`",
+    "one model for the whole session, whatever it asks for; one warning in the log where that replaces another name",
+)
+async def test_with_one_pin_per_session_it_has_one_model() -> None:
     gateway = Gateway("a")
-    app = SessionPinMiddleware(gateway, config=Config(sessions=Sessions(partition_by=())))
+    app = SessionPinMiddleware(gateway, config=Config(sessions=Sessions(pin_per="session")))
     for model in ("auto", "gpt-4o", None):
         await call(app, {"model": model}, SESSION)
     assert gateway.asked == ["auto", "a", "a"]
@@ -176,6 +199,8 @@ async def test_header_and_body_sources_keep_their_order() -> None:
         b"session-id",
         b"session_id",
         b"x-session-affinity",
+        b"x-opencode-session",
+        b"x-amp-thread-id",
         b"x-litellm-session-id",
         b"agent-session-id",
     ],
@@ -189,6 +214,30 @@ async def test_the_preset_knows_what_coding_agents_send(name: bytes) -> None:
 async def test_the_preset_leaves_ids_that_change_with_each_request_alone() -> None:
     app = SessionPinMiddleware(Gateway("a"), config={"sessions": {"sources": ["preset:coding-agents"]}})
     assert (await call(app, {"model": "auto"}, (b"x-client-request-id", b"1"))).pin_status is None
+
+
+@case(
+    Section.SESSION,
+    "ids that the APIs have in the body, with `preset:body-ids`: `conversation`, else `prompt_cache_key`",
+    "the session is that one's",
+)
+async def test_the_preset_for_bodies_knows_conversations_and_keys_of_the_prompt_cache() -> None:
+    app = SessionPinMiddleware(Gateway("a"), config={"sessions": {"sources": ["preset:body-ids"]}})
+
+    async def status(**content: object) -> str | None:
+        return (await call(app, {"model": "auto", "input": "hello", **content}, path="/v1/responses")).pin_status
+
+    assert await status() is None
+    assert [await status(prompt_cache_key="key-1") for _ in range(2)] == ["miss", "hit"]
+    assert [await status(conversation="conv_1", prompt_cache_key="key-1") for _ in range(2)] == ["miss", "hit"]
+    assert await status(conversation={"id": "conv_1"}) == "hit"
+    assert await status(conversation={"id": "conv_2"}, prompt_cache_key="key-1") == "miss"
+    assert await status(conversation=None, prompt_cache_key="key-1") == "hit"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_settings_take_each_preset(preset: str) -> None:
+    assert Config.load({"sessions": {"sources": [preset]}}).sessions.sources == (preset,)
 
 
 async def test_where_the_body_tells_nothing_a_header_source_behind_it_is_told_why() -> None:

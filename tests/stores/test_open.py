@@ -111,7 +111,6 @@ def test_a_shared_store_without_credential_or_secret_is_warned_of(
         return len([record for record in caplog.records if "sessions.secret" in record.getMessage()])
 
     caplog.set_level(logging.WARNING)
-    assert warnings_of(partition_by=("model",)) == 1
     assert warnings_of(partition_by=()) == 1
-    assert warnings_of(partition_by=("model",), secret="s") == 0
+    assert warnings_of(partition_by=(), secret="s") == 0
     assert warnings_of() == 0
