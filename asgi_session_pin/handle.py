@@ -5,19 +5,19 @@ from collections.abc import Awaitable
 from functools import partial
 from typing import Any
 
-from starlette.types import Receive, Scope
+from starlette.types import Message, Receive, Scope
 
 from .answer import Answer, Stage
 from .config.settings import RESPONSES
 from .exchange import Exchange
 from .guard import Guard
 from .log import logger, names_of
-from .outcome import compare, record_choice, replace
+from .outcome import compare, put_pin, record_choice, replace
 from .pin import Pin
 from .request.body import RequestBody
-from .request.scope import copy_of_state, pinned_headers, put_state, why_unreadable
+from .request.scope import PINNED, copy_of_state, pinned_headers, put_state, why_unreadable
 from .request.session import asked_model, asks_for_response, asks_for_stream
-from .response.decision import DecisionEditor, ask_for_identity, reply
+from .response.decision import DecisionEditor, Edit, ask_for_identity, reply, tell_choice, tell_pin
 from .wire.headers import Headers
 from .wire.json import Members, decode_members, put_model
 
@@ -45,7 +45,7 @@ async def handle(exchange: Exchange) -> None:
     if pin is None or ((exchange.resets or runtime.health.has_refused) and exchange.is_void(pin)):
         pin = await _find_or_lead(exchange, len(content), is_absent=pin is None and runtime.find is not None)
     if exchange.decides:
-        return await (_ask_for_decision(exchange) if pin is None else _reply(exchange, pin))
+        return await _decide(exchange, pin)
     if pin is None:
         del request, content, members  # they may be large, and the answer take minutes
         exchange.learns = True
@@ -234,24 +234,45 @@ async def _call(exchange: Exchange, headers: Headers, receive: Receive, answer: 
         exchange.share_scope()
 
 
-async def _ask_for_decision(exchange: Exchange) -> None:
-    exchange.learns = True
-    answer = _routed(exchange)
+async def _decide(exchange: Exchange, pin: Pin | None) -> None:
+    """Answer for a decision endpoint, or have the app do it, which is to say now and then whom it serves."""
     assert exchange.session_id is not None
+    headers = ask_for_identity(exchange.headers)
+    if pin is None:
+        exchange.learns = True
+        edit: Edit = partial(tell_choice, exchange.session_id)
+        return await _ask_for_decision(exchange, headers, _routed(exchange), edit)
+    exchange.use(pin)
+    content = exchange.runtime.remembered.find(exchange.key, pin)
+    if content is None:
+        headers += PINNED, (b"x-session-model", pin.model.encode())
+        return await _ask_for_decision(exchange, headers, Answer(exchange), partial(_tell_pin, exchange, pin))
+    return await _repeat_decision(exchange, reply(pin, content, exchange.session_id, exchange.headers))
+
+
+async def _ask_for_decision(exchange: Exchange, headers: Headers, answer: Answer, edit: Edit) -> None:
     assert exchange.body is not None
-    limit = exchange.runtime.config.limits.max_inspected_response_bytes
-    editor = DecisionEditor(answer.send, exchange.session_id, limit)
+
+    def send(message: Message) -> Awaitable[None]:
+        if message["type"] == "http.response.start" and not editor.is_edited:
+            exchange.status = b"miss"
+        return answer.send(message)
+
+    editor = DecisionEditor(send, edit, exchange.runtime.config.limits.max_inspected_response_bytes)
     try:
-        await _call(exchange, ask_for_identity(exchange.headers), exchange.body.receive, editor)
+        await _call(exchange, headers, exchange.body.receive, editor)
         await editor.flush()
     finally:
         await answer.done()
 
 
-async def _reply(exchange: Exchange, pin: Pin) -> None:
-    exchange.use(pin)
+def _tell_pin(exchange: Exchange, pin: Pin, members: Members) -> bytes | None:
     assert exchange.session_id is not None
-    content = reply(pin, exchange.session_id, exchange.headers)
+    decided = put_pin(exchange, pin, members)
+    return None if decided is None else tell_pin(exchange.session_id, decided)
+
+
+async def _repeat_decision(exchange: Exchange, content: bytes) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
     answer = Answer(exchange)
     await answer.send({"type": "http.response.start", "status": 200, "headers": headers})

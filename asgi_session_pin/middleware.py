@@ -25,6 +25,7 @@ from .pins.health import Health
 from .pins.table import PinTable
 from .request.scope import CONTROL_HEADERS, HEADER_NAMES, SCOPE_KEY, SIGV4, UNUSUAL_HEADERS
 from .request.session import AskedModel, SessionReader
+from .response.decision import RememberedDecisions
 from .response.rules import ModelRules
 from .runtime import Runtime
 from .stores import MemoryStore, PinStore, make_resilient, open_store
@@ -192,6 +193,7 @@ def make_runtime(
         pins=pins,
         find=store.find if type(store) is MemoryStore and not is_watched else None,
         health=Health(config, clock, compares_all=bool(listeners)),
+        remembered=RememberedDecisions(routing.session_ttl_seconds, clock, pins.now),
         hold_timer=HoldTimer(),
         warn=warn,
         listeners=listeners,

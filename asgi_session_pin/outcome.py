@@ -3,16 +3,20 @@
 import contextlib
 from collections.abc import Iterable
 
+from msgspec import Raw
 from starlette.types import Message
 
 from .exchange import Exchange
 from .pin import Pin
 from .response.decision import remember
+from .response.errors import find_error
 from .response.judge import Verdict, implied_status, judge
 from .response.output import late_error
 from .response.pieces import Framing
 from .response.reader import Reader
-from .response.rules import is_same_model
+from .response.rules import is_same_model, read_source
+from .wire.headers import JSON
+from .wire.json import Members, decode_members, encode_json, put_string
 from .wire.messages import body_of
 
 
@@ -31,8 +35,10 @@ async def record_choice(exchange: Exchange, reader: Reader) -> None:
         return pins.pass_turn(slot)
     if pin is None:
         return pins.unnamed(slot)
-    exchange.pin = pin = await pins.record(slot, pin)
-    exchange.model = pin.model
+    exchange.pin = kept = await pins.record(slot, pin)
+    if exchange.decides and kept == pin:
+        exchange.runtime.remembered.keep(exchange.key, pin, pin.decision)
+    exchange.model = kept.model
     exchange.used = exchange.runtime.timer()
     return None
 
@@ -58,6 +64,19 @@ def _chosen(exchange: Exchange, reader: Reader) -> Pin | None:
     if exchange.decides:
         return Pin(model, now, remember(reader.members))
     return Pin(model, now, decision, None if found is None or found.model in (None, exchange.asked) else found)
+
+
+def put_pin(exchange: Exchange, pin: Pin, members: Members) -> Members | None:
+    """Return a decision object of the app with the model of *pin*, and remember it; None if it is an error."""
+    if find_error(members) is not None:
+        return None
+    asked = exchange.asked if isinstance(exchange.asked, str) else None
+    found = exchange.runtime.rules.find_model({}, members, asked, JSON)
+    if found is not None and found.model != pin.model:
+        members = decode_members(put_string(encode_json(members), read_source(found.source)[2], pin.model))
+    members["model"] = Raw(encode_json(pin.model))
+    exchange.runtime.remembered.keep(exchange.key, pin, remember(members))
+    return members
 
 
 async def compare(exchange: Exchange, reader: Reader) -> None:

@@ -13,6 +13,7 @@ from .pin import Pin
 from .pins.health import Health
 from .pins.table import PinTable
 from .request.session import AskedModel, SessionReader
+from .response.decision import RememberedDecisions
 from .response.rules import ModelRules
 from .wire.headers import NameMemory
 
@@ -29,6 +30,7 @@ class Runtime:
     pins: PinTable
     find: Callable[[bytes], Pin | None] | None  # looks a pin up where the store can't fail and nobody listens
     health: Health
+    remembered: RememberedDecisions
     hold_timer: HoldTimer
     warn: Warnings
     listeners: tuple[Listener, ...]

@@ -1,9 +1,11 @@
 """Decision endpoints: services that only say which model they would use."""
 
-import contextlib
 import re
 import secrets
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
+from cachetools import LRUCache
 from starlette.types import Message, Send
 
 from ..pin import Pin
@@ -12,7 +14,9 @@ from ..wire.headers import JSON, HeaderPicker, Headers, content_length, is_ident
 from ..wire.json import Members, decode_members, encode_json
 from ..wire.messages import body_of
 
-MAX_REMEMBERED_BYTES = 8_192
+MAX_REMEMBERED_BYTES = 8_192  # of one decision object
+MAX_MEMORY_BYTES = 16_777_216  # of all that one process remembers
+_ENTRY_BYTES = 512  # of what is remembered beside the object itself, roughly
 
 _traceparent = HeaderPicker([b"traceparent"])
 # W3C Trace Context, section 3.2: version, trace id, parent id, flags; an id of zeros is none.
@@ -39,32 +43,90 @@ def remember_route(model: str, route: str | None) -> bytes | None:
         return None
 
 
-def reply(pin: Pin, session_id: bytes, headers: Headers) -> bytes:
-    """Return the body that answers for the app: the remembered decision, or the model alone."""
-    members: dict[str, object] = {"model": pin.model}
-    if pin.decision is not None:
-        with contextlib.suppress(ValueError):  # a store gave something else than it was given
-            members = dict(decode_members(pin.decision))
+Edit = Callable[[Members], bytes | None]
+"""Returns the text of the decision object in place of the app's; None leaves that as it is."""
+
+
+class Decided(NamedTuple):
+    """What the app answered for a pin, as it is repeated, and when that was, on the timer."""
+
+    model: str
+    created: float
+    content: bytes
+    answered: float
+
+
+class RememberedDecisions:
+    """The decisions of the app that this process may repeat, within bounds.
+
+    Each one holds for *ttl_seconds* after the app's answer, however often it is repeated: then the app is asked again,
+    so that it can refuse whoever asks. *timer* is monotonic, *now* the wall clock, both in seconds.
+    """
+
+    def __init__(self, ttl_seconds: float, timer: Callable[[], float], now: Callable[[], float]) -> None:
+        self._ttl = ttl_seconds
+        self._timer = timer
+        self._now = now
+        self._decided: LRUCache[bytes, Decided] = LRUCache(MAX_MEMORY_BYTES, lambda it: _ENTRY_BYTES + len(it.content))
+
+    def find(self, key: bytes, pin: Pin) -> bytes | None:
+        """Return the decision object to repeat for the pin of *key*; None: the app is to be asked."""
+        try:
+            decided = self._decided[key]
+            if decided.created == pin.created and decided.model == pin.model:
+                return decided.content if self._timer() - decided.answered < self._ttl else None
+        except KeyError:
+            pass
+        return pin.decision if self._now() - pin.created < self._ttl else None  # another process may have asked
+
+    def keep(self, key: bytes, pin: Pin, content: bytes | None) -> None:
+        """Remember what the app has just answered for the pin of *key*; without an object, that it did."""
+        content = encode_json({"model": pin.model}) if content is None else content
+        self._decided[key] = Decided(pin.model, pin.created, content, self._timer())
+
+
+def reply(pin: Pin, content: bytes, session_id: bytes, headers: Headers) -> bytes:
+    """Return the body that answers for the app: a remembered decision."""
+    try:
+        members: dict[str, object] = dict(decode_members(content))
+    except ValueError:  # a store gave something else than it was given
+        members = {"model": pin.model}
     if "trace_id" in members:
         traced = _trace_id(_traceparent.pick(headers).get(b"traceparent", b""))
         members["trace_id"] = traced[1].decode() if traced else secrets.token_hex(16)
-    return encode_json(members | {"session_id": session_id.decode(errors="replace"), "pinned": True})
+    return tell_pin(session_id, members)
+
+
+def tell_choice(session_id: bytes, members: Mapping[str, object]) -> bytes:
+    """Return a decision object that is not from a pin; members of the app's own stay."""
+    return encode_json({**members, **{name: value for name, value in _ours(session_id).items() if name not in members}})
+
+
+def tell_pin(session_id: bytes, members: Mapping[str, object]) -> bytes:
+    """Return a decision object with the model of a pin."""
+    return encode_json({**members, **_ours(session_id), "pinned": True})
+
+
+def _ours(session_id: bytes) -> dict[str, object]:
+    return {"session_id": session_id.decode(errors="replace"), "pinned": False}
 
 
 class DecisionEditor:
-    """Adds `session_id` and `pinned` to the JSON object that the app answers with.
+    """Has the JSON object that the app answers with edited.
 
     The answer is held until it is whole, up to *limit* bytes; whatever can't be edited passes as it is.
     """
 
     _headers = HeaderPicker({b"content-type", b"content-length", b"content-encoding", *SIGNATURE_HEADERS})
 
-    def __init__(self, send: Send, session_id: bytes, limit: int) -> None:
+    def __init__(self, send: Send, edit: Edit, limit: int) -> None:
         self._send = send
-        self._session_id = session_id
+        self._edit = edit
         self._limit = limit
         self._start: Message | None = None
         self._content = bytearray()
+        self.is_edited = False
+        """Whether what goes out is what *edit* made of the app's answer."""
 
     async def send(self, message: Message) -> None:
         """The app's `send`."""
@@ -79,7 +141,7 @@ class DecisionEditor:
             self._content += body_of(message)
             more = message.get("more_body", False)
             if not more and len(self._content) <= self._limit:
-                self._edit(self._start)
+                self._edit_whole(self._start)
             if not more or len(self._content) > self._limit:
                 await self.flush(more)
 
@@ -101,13 +163,14 @@ class DecisionEditor:
             and (content_length(headers) or 0) <= self._limit
         )
 
-    def _edit(self, start: Message) -> None:
+    def _edit_whole(self, start: Message) -> None:
         try:
             members = decode_members(bytes(self._content))
         except ValueError:
             return
-        ours = {"session_id": self._session_id.decode(errors="replace"), "pinned": False}
-        content = encode_json({**members, **{name: value for name, value in ours.items() if name not in members}})
-        headers = without(start["headers"], FRAMING_HEADERS)
-        self._start = {**start, "headers": [*headers, (b"content-length", b"%d" % len(content))]}
-        self._content = bytearray(content)
+        content = self._edit(members)
+        if content is not None:
+            self.is_edited = True
+            headers = without(start["headers"], FRAMING_HEADERS)
+            self._start = {**start, "headers": [*headers, (b"content-length", b"%d" % len(content))]}
+            self._content = bytearray(content)

@@ -83,6 +83,20 @@ def find_string(members: Members, path: tuple[str, ...]) -> str | None:
         return None
 
 
+def put_string(text: bytes, path: tuple[str, ...], value: str) -> bytes:
+    """Return the JSON *text* with *value* at *path*, where `find_string` has found a string."""
+    if not path:
+        return encode_json(value)
+    segment, rest = path[0], path[1:]
+    if text.startswith(b"["):
+        items = decode_items(text)
+        items[int(segment)] = msgspec.Raw(put_string(bytes(items[int(segment)]), rest, value))
+        return encode_json(items)
+    members = decode_members(text)
+    members[segment] = msgspec.Raw(put_string(bytes(members[segment]), rest, value))
+    return encode_json(members)
+
+
 def _step(value: msgspec.Raw, segment: str) -> msgspec.Raw | None:
     try:
         text = bytes(value)

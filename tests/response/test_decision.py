@@ -1,15 +1,32 @@
 """Decision endpoints: services that only say which model they would use."""
 
+import asyncio
 import json
+import time
 from typing import Any
 
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from asgi_driver import CHAT, DECISION, JSON_TYPE, SESSION, SSE_TYPE, Answer, Gateway, Header, call, read_body, respond
-from asgi_session_pin import Config, Limits, MemoryStore, Pin, SessionPinMiddleware
+from asgi_driver import (
+    CHAT,
+    DECISION,
+    JSON_TYPE,
+    SESSION,
+    SSE_TYPE,
+    Answer,
+    Clock,
+    Gateway,
+    Header,
+    call,
+    read_body,
+    respond,
+)
+from asgi_session_pin import Config, Limits, MemoryStore, Pin, Routing, SessionPinMiddleware
+from asgi_session_pin.response.decision import MAX_MEMORY_BYTES, MAX_REMEMBERED_BYTES, RememberedDecisions
 from behaviour_document import Section, case
 
+SESSION_2: Header = (b"x-session-id", b"2")
 TRACEPARENT: Header = (b"traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
 
 
@@ -96,11 +113,7 @@ async def test_a_decision_that_names_its_model_in_a_header_is_remembered_whole()
     assert (await decide(app, SESSION)).json == {"route": "code", "session_id": "session-1", "pinned": True}
 
 
-@case(
-    Section.DECISION_ENDPOINT,
-    "the remembered object is over 8 KiB, or the pin was made by a completion",
-    "`model`, `session_id`, `pinned`",
-)
+@case(Section.DECISION_ENDPOINT, "the object is over 8 KiB", "a hit has `model`, `session_id`, `pinned`")
 async def test_a_decision_over_8_kib_is_remembered_by_its_model() -> None:
     app = SessionPinMiddleware(Router({"model": "a", "why": "x" * 9000}))
     assert len((await decide(app, SESSION)).json["why"]) == 9000
@@ -108,13 +121,121 @@ async def test_a_decision_over_8_kib_is_remembered_by_its_model() -> None:
 
 
 async def test_a_pin_made_here_serves_chat_and_the_other_way_round() -> None:
-    gateway = Gateway("decided", "chosen")
+    gateway = Gateway("decided", "chosen", "other")
     app = SessionPinMiddleware(gateway)
     await decide(app, SESSION)
     assert (await call(app, {"model": "auto"}, SESSION, path=CHAT)).json["model"] == "decided"
-    await call(app, {"model": "auto"}, (b"x-session-id", b"2"), path=CHAT)
-    assert (await decide(app, (b"x-session-id", b"2"))).json == {"model": "chosen", "session_id": "2", "pinned": True}
-    assert gateway.asked == ["auto", "decided", "auto"]
+    await call(app, {"model": "auto"}, SESSION_2, path=CHAT)
+    assert (await decide(app, SESSION_2)).json["model"] == "chosen"
+    assert gateway.asked == ["auto", "decided", "auto", "auto"]
+
+
+@case(
+    Section.DECISION_ENDPOINT,
+    "the pin was made by a completion",
+    "the app is asked once; its object comes back, and is remembered, with the pin's model and `pinned: true`",
+)
+async def test_for_a_pin_of_a_completion_the_app_is_asked_once() -> None:
+    router = Router({"model": "a"}, {"route": "code", "models": ["b", "c"], "trace_id": "t1"})
+    app = SessionPinMiddleware(router)
+    await call(app, {"model": "auto"}, SESSION)
+    first, second = await decide(app, SESSION), await decide(app, SESSION, TRACEPARENT)
+    expected = {"route": "code", "models": ["a", "c"], "model": "a", "session_id": "session-1", "pinned": True}
+    assert first.json == {**expected, "trace_id": "t1"}
+    assert second.json == {**expected, "trace_id": "0af7651916cd43dd8448eb211c80319c"}
+    assert len(router.scopes) == 2
+    assert (first.headers["content-length"], first.pin_status) == (str(len(first.body)), "hit")
+    assert (first.headers["x-session-model"], first.headers["x-session-pinned"]) == ("a", "true")
+    assert {(b"x-session-pinned", b"true"), (b"x-session-model", b"a")} <= set(router.scopes[1]["headers"])
+
+
+@pytest.mark.parametrize("decided", [{"model": "b", "route": 1}, {"route": 1}, {"route": 1, "model": "a"}])
+async def test_whatever_the_app_decides_for_a_session_with_a_pin_its_model_is_the_pins(decided: Any) -> None:
+    app = SessionPinMiddleware(Router({"model": "a"}, decided))
+    await call(app, {"model": "auto"}, SESSION)
+    assert (await decide(app, SESSION)).json == {"route": 1, "model": "a", "session_id": "session-1", "pinned": True}
+
+
+@case(
+    Section.DECISION_ENDPOINT,
+    "the app has not answered for `session_ttl_seconds`, whatever hits there were",
+    "it is asked again; a key that was revoked gets its 401. The pin stays",
+)
+async def test_hits_do_not_keep_a_decision_from_being_asked_for_again() -> None:
+    clock = Clock()
+    router = Router({"model": "a", "n": 1}, {"model": "b", "n": 2}, {"model": "a"})
+    app = SessionPinMiddleware(router, clock=clock)
+
+    async def later(seconds: float) -> Answer:
+        clock.now += seconds
+        return await decide(app, SESSION)
+
+    await later(0)
+    assert [(await later(seconds)).json["n"] for seconds in (300, 299, 1, 599)] == [1, 1, 2, 2]
+    assert len(router.scopes) == 2
+    clock.now += 400
+    router.status = 401
+    refused = await later(1)
+    assert (refused.start["status"], refused.json) == (401, {"model": "a"})
+    assert (refused.pin_status, refused.headers["x-session-pinned"]) == ("miss", "false")
+    router.contents = [b'{"model":"b"}'] * 2
+    router.status = 200
+    assert (await later(599)).json["model"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("content", "headers"), [(b'{"error":"x"}', [JSON_TYPE]), (b"x", [JSON_TYPE]), (b'{"model":"b"}', [SSE_TYPE])]
+)
+async def test_an_answer_that_is_no_decision_passes_also_where_there_is_a_pin(
+    content: bytes, headers: list[Header]
+) -> None:
+    router = Router({"model": "a"}, content, content)
+    app = SessionPinMiddleware(router)
+    await call(app, {"model": "auto"}, SESSION)
+    router.headers = headers
+    answers = [await decide(app, SESSION) for _ in range(2)]
+    assert [answer.body for answer in answers] == [content] * 2
+    assert [answer.pin_status for answer in answers] == ["miss"] * 2
+
+
+async def test_a_decision_of_another_process_is_repeated_while_it_is_young() -> None:
+    store = MemoryStore()
+    router = Router(DECIDED, {"model": "b", "n": 2})
+    await decide(SessionPinMiddleware(router, store=store), SESSION)
+    assert (await decide(SessionPinMiddleware(router, store=store), SESSION)).json["models"] == ["a", "b"]
+    config = Config(routing=Routing(session_ttl_seconds=1e-9))
+    assert (await decide(SessionPinMiddleware(router, store=store, config=config), SESSION)).json["n"] == 2
+
+
+async def test_what_is_remembered_of_a_pin_is_nothing_of_the_next_one() -> None:
+    router = Router({"model": "a", "n": 1}, {"model": "b"}, {"model": "b", "n": 3})
+    app = SessionPinMiddleware(router)
+    await decide(app, SESSION)
+    await call(app, {"model": "auto"}, SESSION, (b"x-session-pin", b"reset"))
+    assert (await decide(app, SESSION)).json["n"] == 3
+
+
+async def test_of_two_decisions_the_first_is_repeated() -> None:
+    both, router = asyncio.Barrier(2), Router({"model": "a", "n": 1}, {"model": "b", "n": 2})
+
+    async def together(scope: Scope, receive: Receive, send: Send) -> None:
+        if len(router.scopes) < 2:
+            await both.wait()
+        await router(scope, receive, send)
+
+    app = SessionPinMiddleware(together, config=Config(routing=Routing(decision_wait_seconds=0)))
+    await asyncio.gather(decide(app, SESSION), decide(app, SESSION))
+    assert (await decide(app, SESSION)).json["n"] == 1
+
+
+def test_what_is_remembered_is_bounded_in_bytes() -> None:
+    remembered = RememberedDecisions(600, time.monotonic, time.time)
+    pin = Pin("a", 0.0)
+    number = MAX_MEMORY_BYTES // MAX_REMEMBERED_BYTES
+    for n in range(number):
+        remembered.keep(b"%d" % n, pin, b"x" * MAX_REMEMBERED_BYTES)
+    assert remembered.find(b"0", pin) is None
+    assert remembered.find(b"%d" % (number - 1), pin) is not None
 
 
 async def test_without_a_session_it_passes_untouched() -> None:
@@ -244,7 +365,7 @@ async def test_with_header_sources_alone_the_object_is_remembered_all_the_same()
 async def test_a_store_that_gives_back_nonsense_is_answered_by_the_model_alone() -> None:
     class Broken(MemoryStore):
         async def get(self, key: bytes) -> Pin | None:
-            return Pin("a", 0.0, b"{broken")
+            return Pin("a", time.time(), b"{broken")
 
     answer = await decide(SessionPinMiddleware(Router(), store=Broken()), SESSION)
     assert answer.json == {"model": "a", "session_id": "session-1", "pinned": True}

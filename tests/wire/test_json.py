@@ -20,6 +20,7 @@ from asgi_session_pin.wire.json import (
     encode_json,
     find_string,
     put_model,
+    put_string,
     read_object,
 )
 
@@ -458,3 +459,12 @@ def test_a_look_into_an_endless_array_takes_bounded_memory() -> None:
     finally:
         tracemalloc.stop()
     assert peak < 5 * len(body)
+
+
+@pytest.mark.parametrize("path", ["model", "a.b", "models.0", "models.1.name", "x.0.1.y"])
+def test_a_string_is_put_where_one_is_found(path: str) -> None:
+    text = b'{"n":1E5,"model":"o","a":{"b":"o","c":1.0},"models":["o",{"name":"o"}],"x":[[0,{"y":"o"}]]}'
+    where = tuple(path.split("."))
+    put = put_string(text, where, "new")
+    assert find_string(decode_members(put), where) == "new"
+    assert put_string(put, where, "o") == text
