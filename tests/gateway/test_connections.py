@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from asgi_driver import http_scope
+from asgi_driver import http_scope, until
 from asgi_session_pin import Gateway
 from asgi_session_pin.gateway.upstream import Upstream
 from asgi_session_pin.wire.url import read_upstream
@@ -135,7 +135,7 @@ async def test_what_is_beyond_an_answer_is_nobodys(beyond: bytes, pause: bool, w
 
     async with upstream_that(answer) as (upstream, served):
         assert (await ask(upstream))[1] == (b"" if b" 204 " in whole else b"ok")
-        await asyncio.sleep(0.05)
+        await until(lambda: not served.open)
         assert await ask(upstream) == (200, b"ok")
         assert served.connections == 2
 
