@@ -66,17 +66,17 @@ def _add_probe(commands: Any) -> argparse.ArgumentParser:
     probe: argparse.ArgumentParser = commands.add_parser(
         "probe",
         help="ask a live gateway how it names models, and say which settings it needs",
-        description="Asks a live gateway a few tiny requests, at most as many as it says before, and prints how the "
-        "answers name a model, whether these names can be sent back, and the settings to use. Exits with 0 if sessions "
-        "can be pinned there by name, with 1 if not, with 2 if that could not be found out.",
+        description="Asks a live gateway a few tiny requests, at most as many as it says before, and tells whether its "
+        "answers name the chosen model so that it can be sent back, the settings to use, and the command to type next. "
+        "Exits with 0 if sessions can be pinned there by name, with 1 if not, with 2 if that could not be found out.",
     )
     probe.add_argument("--upstream", metavar="URL", required=True, help="the gateway, such as http://localhost:4000")
     named = "names to ask for: those that the router decides for, and a model's own to compare"
     probe.add_argument(
         "--model", metavar="NAME", dest="models", type=_name, nargs="+", action="extend", required=True, help=named
     )
-    path = "of the endpoint, below --upstream (default: %(default)s)"
-    probe.add_argument("--path", default="/v1/chat/completions", help=path)
+    path = "of the endpoint, below --upstream (default: /v1/chat/completions; where that is not there, also "
+    probe.add_argument("--path", help=f"{path}/v1/messages and /v1/responses)")
     key = probe.add_mutually_exclusive_group()
     key.add_argument("--key", help="sent as a bearer token, and to /v1/messages as x-api-key too")
     key.add_argument("--key-env", metavar="NAME", help="the environment variable that holds the key")
@@ -84,7 +84,10 @@ def _add_probe(commands: Any) -> argparse.ArgumentParser:
     probe.add_argument(
         "--timeout", type=_seconds, default=60, metavar="SECONDS", help="for each answer (default: %(default)s)"
     )
-    probe.add_argument("--json", action="store_true", help="print one JSON object")
+    probe.add_argument("--output", metavar="FILE", help="write the settings into a new file")
+    probe.add_argument("--overwrite", action="store_true", help="replace FILE, if it is there")
+    probe.add_argument("--verbose", action="store_true", help="show what came back for each name as well")
+    probe.add_argument("--json", action="store_true", help="print one JSON object, which has all of that")
     return probe
 
 
@@ -101,7 +104,11 @@ def probe_gateway(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -
         target = read_target(chosen.upstream, chosen.path, key, chosen.headers, chosen.timeout)
     except ValueError as error:
         parser.error(f"argument --{error}")
-    return asyncio.run(run_probe(target, list(dict.fromkeys(chosen.models)), as_json=chosen.json))
+    if chosen.output is not None and os.path.lexists(chosen.output) and not chosen.overwrite:
+        parser.error(f"argument --output: {chosen.output} is there already; --overwrite replaces it")
+    names = list(dict.fromkeys(chosen.models))
+    printed = {"as_json": chosen.json, "verbose": chosen.verbose}
+    return asyncio.run(run_probe(target, names, **printed, file=chosen.output, overwrites=chosen.overwrite))
 
 
 def _name(text: str) -> str:

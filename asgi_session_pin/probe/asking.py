@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import msgspec
 
+from .. import __version__
 from .evidence import BodyReader, Reply
 
 MAX_TOKENS = 16
@@ -34,14 +35,17 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     """What is probed, and with what.
 
     - `base`: the URL that all paths are below; `path`: of the completion endpoint.
-    - `headers`: of each request, by lower-case name.
+    - `others`: paths to try where that one is not there.
+    - `key`: the gateway's, if any; `own`: the operator's headers, by lower-case name.
     - `secrets`: texts that must not be shown, whatever the gateway does with them.
     - `timeout`: of each request, in seconds.
     """
 
     base: str
     path: str
-    headers: dict[str, str]
+    others: tuple[str, ...]
+    key: str | None
+    own: dict[str, str]
     secrets: frozenset[str]
     timeout: float
 
@@ -49,6 +53,23 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     def url(self) -> str:
         """The URL of the completion endpoint."""
         return self.base + self.path
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The headers of each request."""
+        sent = {
+            "accept": "application/json, text/event-stream",
+            "accept-encoding": "identity",
+            "content-type": "application/json",
+            "user-agent": f"asgi-session-pin/{__version__}",
+        }
+        if self.path.endswith("/v1/messages"):
+            sent["anthropic-version"] = "2023-06-01"
+        if self.key is not None:
+            sent["authorization"] = f"Bearer {self.key}"
+            if self.path.endswith("/v1/messages"):
+                sent["x-api-key"] = self.key
+        return [(name.encode(), value.encode("latin-1")) for name, value in (sent | self.own).items()]
 
     def hide(self, text: str) -> str:
         """Return *text* as it may be shown: a short secret, which is a part of many words, may be a part of it."""
@@ -89,26 +110,26 @@ class Prober:
     """Sends requests to a gateway, at most *limit* of them, each over a connection of its own."""
 
     def __init__(self, target: Target, limit: int) -> None:
+        self.target = target
         self.sent = 0
         self.limit = limit
-        self._target = target
-        self._limits = list(target.limits)
-        self._headers = [(name.encode(), value.encode("latin-1")) for name, value in target.headers.items()]
+        self._wants_other_limit = False  # of tokens, by name
         self._tls = ssl.create_default_context()  # the system's authorities, or those of SSL_CERT_FILE
 
     async def ask(self, model: str, *, hard: bool, stream: bool) -> Reply:
         """Ask for *model* and return what the reply tells."""
         reply = await self._ask(model, hard, stream)
-        if reply.remark == "unsupported_parameter" and len(self._limits) > 1:
-            del self._limits[0]
+        if reply.remark == "unsupported_parameter" and not self._wants_other_limit and len(self.target.limits) > 1:
+            self._wants_other_limit = True
             reply = await self._ask(model, hard, stream)
         return reply
 
     async def _ask(self, model: str, hard: bool, stream: bool) -> Reply:
-        body = self._target.body(model, HARD if hard else EASY, stream, self._limits[0])
-        async with self._request("POST", self._target.path, body) as response:
+        limit = self.target.limits[-1 if self._wants_other_limit else 0]
+        body = self.target.body(model, HARD if hard else EASY, stream, limit)
+        async with self._request("POST", self.target.path, body) as response:
             headers = self._read_headers(response)
-            reader = BodyReader(headers, self._target.is_secret)
+            reader = BodyReader(headers, self.target.is_secret)
             async for data in response.aiter_raw():
                 reader.feed(data)
                 if reader.finished:
@@ -145,7 +166,7 @@ class Prober:
         return {
             name: value
             for name, value in headers
-            if counts[name] == 1 and not any(self._target.is_secret(text.decode("latin-1")) for text in (name, value))
+            if counts[name] == 1 and not any(self.target.is_secret(text.decode("latin-1")) for text in (name, value))
         }
 
     @asynccontextmanager
@@ -155,13 +176,13 @@ class Prober:
         self.sent += 1
         try:
             async with (
-                asyncio.timeout(self._target.timeout),  # of all that follows; httpx would bound each step alone
-                httpx.AsyncClient(verify=self._tls, trust_env=False, timeout=self._target.timeout) as client,
-                client.stream(method, self._target.base + path, headers=self._headers, content=body) as response,
+                asyncio.timeout(self.target.timeout),  # of all that follows; httpx would bound each step alone
+                httpx.AsyncClient(verify=self._tls, trust_env=False, timeout=self.target.timeout) as client,
+                client.stream(method, self.target.base + path, headers=self.target.headers, content=body) as response,
             ):
                 yield response
         except (TimeoutError, httpx.TimeoutException):
-            raise NoAnswer(f"no whole answer within {self._target.timeout:g} s") from None
+            raise NoAnswer(f"no whole answer within {self.target.timeout:g} s") from None
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise NoAnswer(_reason(error)) from None
 

@@ -9,7 +9,7 @@ import msgspec
 from ..config import Config, Decisions
 from ..config.patterns import Alias
 from ..pin import NamedModel
-from ..response.rules import ModelRules, is_dated
+from ..response.rules import ModelRules, is_dated, is_same_model
 from .evidence import NONSENSE, Evidence, Reply, shown
 from .litellm import MAX_ALIASES, auto_routers, group_aliases, shorten
 from .places import DEFAULTS, rank, undated
@@ -35,7 +35,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     - `stage`: how far it came; `why`: and why no further, in words.
     - `needs`: a name that is to be sent back before more can be said.
     - `models`: what it names and can be sent back.
-    - `routed`: the operator's names that other models answer.
+    - `routed`: the operator's names that several models answer, or another one; `is_varied`: whether it was several.
     - `aliases`: what the settings need.
     - `doubts`: what is not as it should be.
     """
@@ -47,6 +47,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     needs: str | None = None
     models: tuple[str, ...] = ()
     routed: tuple[str, ...] = ()
+    is_varied: bool = False
     aliases: dict[str, str] = {}
     doubts: tuple[str, ...] = ()
 
@@ -64,16 +65,20 @@ class Examination:
         self._names = evidence.names
         self._sources = sources
         self._source = sources[0]
-        self._groups = group_aliases(evidence.deployments)
+        self._aliases: dict[str, str] = {}
+        self._near: dict[str, str] = {}
+        self._untried: set[str] = set()
+        self._answers: dict[str, set[str]] = {name: set() for name in self._names}
+        for reply, found in self._find_all(evidence.asked):
+            self._answers[reply.model].add(found.name)
+        self._varied = [name for name, answers in self._answers.items() if _are_several(answers)]
+        self._default = {found.name for _, found in self._find_all(evidence.replies_to(NONSENSE))}
+        self._groups = group_aliases(evidence.deployments, self._varied)
         # Of thousands of deployments only those matter that were seen.
         seen = evidence.values
         self._near = {key: group for each in self._groups for key, group in each.items() if "*" in key or key in seen}
-        self._aliases: dict[str, str] = {}
-        self._refused: list[str] = []
-        self._untried: set[str] = set()
         self._rules = self._make_rules({})
-        asked = [(reply, self._find(reply, self._rules)) for reply in evidence.asked]
-        self._asked = [(reply, found) for reply, found in asked if found is not None and found.model is not None]
+        self._asked = self._find_all(evidence.asked)
 
     def run(self) -> Finding:
         """Return what comes of it."""
@@ -116,19 +121,20 @@ class Examination:
             failure = self._failure(target, self._make_rules(alias))
             if failure is None:
                 self._aliases |= alias
-                self._refused += failures
                 return None
             failures.append(f"{shown(target)} {failure}")
         return self._fails(f"names what is not taken back: {', '.join(failures)}")
 
     def _targets(self, name: str, model: str) -> list[str]:
-        """Return what may stand for *name*: its group, or itself, itself without a date, a name always answered so."""
+        """Return what may stand for *name*: its group, or itself, itself without a date, a model always answered so."""
         if model != name:
             return [model]
-        answers = {each: {found.name for reply, found in self._asked if reply.model == each} for each in self._names}
-        always = [each for each in self._names if answers[each] == {name}]
         plain = undated(name)
-        targets = [name, *([plain] if plain else []), *(always if len(always) == 1 else [])]
+        targets = [name, *([plain] if plain else [])]
+        always = [each for each in self._names if self._answers[each] == {name}]
+        if len(always) == 1 and self._varied:
+            # Where unknown names are answered so, the name itself may be one of them.
+            targets.insert(0 if name in self._default else len(targets), always[0])
         return list(dict.fromkeys(targets))
 
     def _failure(self, name: str, rules: ModelRules) -> str | None:
@@ -144,21 +150,20 @@ class Examination:
             if found is None and not refuses:
                 return "was answered without a name"
             if found is not None and not _is_same(found.model, name):
-                return f"was answered as {shown(found.name)}"
+                told = ", its answer to any name that it does not know" if found.name in self._default else ""
+                return f"was answered as {shown(found.name)}{told}"
         return None
 
     def _conclude(self, others: Iterable[str]) -> Finding:
-        decided = {name: {self._model(reply) for reply in self._replies(name)} - {None} for name in self._names}
-        routed = tuple(name for name in self._names if decided[name] - {name})
+        decided = {name: {self._model(reply) for reply in self._replies(name)} - {None, name} for name in self._names}
+        routed = tuple(name for name in self._varied or self._names if decided[name])
         models = {model for name in routed for model in decided[name]} - {*routed, *self._untried}
         if not models and self._untried:
             return self._fails(f"names what could not be tried: {self._tell_untried()}", Stage.UNTRIED)
-        if not models:
-            return self._fails(f"names what is not taken back: {', '.join(self._refused)}")
+        told = ", ".join(shown(str(model)) for model in sorted(models, key=str))
         unknown = {self._model(reply) for reply in self._evidence.replies_to(NONSENSE)}
         if models <= unknown:
-            return self._fails(f"names only {shown(str(models.pop()))}, as it does for a name that does not exist")
-        told = ", ".join(shown(str(model)) for model in sorted(models, key=str))
+            return self._fails(f"names only {told}, as it does for a name that does not exist")
         return Finding(
             source=self._source,
             sources=self._sources,
@@ -166,6 +171,7 @@ class Examination:
             stage=Stage.WORKS,
             models=tuple(sorted(map(str, models))),
             routed=routed,
+            is_varied=bool(self._varied),
             aliases=self._all_aliases(others),
             doubts=tuple(self._all_doubts(routed, NONSENSE in unknown)),
         )
@@ -229,12 +235,24 @@ class Examination:
     def _replies(self, name: str) -> list[Reply]:
         return [reply for reply in self._evidence.asked if reply.model == name]
 
+    def _find_all(self, replies: Iterable[Reply]) -> list[tuple[Reply, NamedModel]]:
+        """Return those of the replies that name a usable model, with what they name."""
+        rules = self._make_rules({})
+        found = [(reply, self._find(reply, rules)) for reply in replies]
+        return [(reply, named) for reply, named in found if named is not None and named.model is not None]
+
     def _find(self, reply: Reply, rules: ModelRules) -> NamedModel | None:
         return rules.find_model(reply.headers, reply.members, reply.model, None) if reply.served else None
 
     def _model(self, reply: Reply) -> str | None:
         found = self._find(reply, self._rules)
         return None if found is None else found.model
+
+
+def _are_several(names: Iterable[str]) -> bool:
+    """Tell whether names are of more than one model: a date, as in streamed answers alone, makes none of them."""
+    first, *others = sorted(names) or [""]
+    return not all(is_same_model(name, first) for name in others)
 
 
 def _is_same(model: str | None, name: str) -> bool:

@@ -1,7 +1,7 @@
 """LiteLLM's own list of its deployments: from what its answers name back to the groups that it takes as `model`."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -42,25 +42,27 @@ def auto_routers(deployments: Iterable[Deployment]) -> list[str]:
     return list(dict.fromkeys(each.group for each in deployments if each.model.startswith(_ROUTER)))
 
 
-def group_aliases(deployments: Iterable[Deployment]) -> tuple[dict[str, str], dict[str, str]]:
+def group_aliases(deployments: Iterable[Deployment], routed: Collection[str]) -> tuple[dict[str, str], dict[str, str]]:
     """Return aliases from models, and from ids, to the groups that stand for just that model.
 
-    A model of several groups has no alias, and neither has one that shares its group with another model: the group
-    would not say which.
+    None leads to a group that has several models or is *routed*, as it would not say which; and none from a model of
+    several groups that are left.
     """
     models: dict[str, set[str]] = defaultdict(set)
-    groups: dict[str, set[str]] = defaultdict(set)
     for each in deployments:
         models[each.group].add(each.model)
-        groups[each.model].add(each.group)
     single = [
         each
         for each in deployments
         if len(models[each.group]) == 1
+        and each.group not in routed
         and not each.model.startswith(_ROUTER)
         and each.model.count("*") == each.group.count("*") <= 1
     ]
     single.sort(key=lambda each: "*" in each.model)  # the first alias that matches holds
+    groups: dict[str, set[str]] = defaultdict(set)
+    for each in single:
+        groups[each.model].add(each.group)
     by_model = {each.model: each.group for each in single if len(groups[each.model]) == 1 and each.model != each.group}
     by_id = {each.id: each.group for each in single if each.id and "*" not in each.id + each.group}
     return by_model, by_id

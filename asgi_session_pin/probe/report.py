@@ -1,44 +1,35 @@
 """What `asgi-session-pin probe` says in the end: as text that fits 100 columns, or as one JSON object."""
 
 import json
+import shlex
 import textwrap
+from collections import Counter, defaultdict
 from typing import Any
 
-import msgspec
-
-from ..config.patterns import Alias
 from ..config.yaml import dump_yaml
-from ..response.rules import is_dated
 from .evidence import NONSENSE, Evidence, named_in, shown
 from .findings import Finding, Stage, choose, find_all, router_models, settings_of, why_not
 from .litellm import MAX_ALIASES
-from .places import rank, undated
+from .places import rank
 
 WIDTH, NARROW = 100, 80  # of the text
-
-
-class Row(msgspec.Struct, frozen=True):
-    """What one source names in the answers to one name, and how often."""
-
-    source: str
-    value: str
-    plain: int
-    streamed: int
-    kind: str
+SETTINGS = "session_pin.yaml"  # what the file of settings is called where no name is given
 
 
 class Report:
     """The verdict on a gateway with all that it rests on."""
 
-    def __init__(self, evidence: Evidence, url: str, sent: int, limit: int) -> None:
+    def __init__(
+        self, evidence: Evidence, base: str, path: str, *, sent: int, limit: int, file: str | None = None
+    ) -> None:
         self._evidence = evidence
-        self._url = url
+        self._base, self._path = base, path
         self._sent, self._limit = sent, limit
+        self._file = file
         self._known = evidence.known
         self._findings = find_all(evidence)
         self.finding = choose(self._findings)
         self._settings = None if self.finding is None else settings_of(evidence, self.finding)
-        self._aliases = [] if self.finding is None else list(self.finding.aliases.items())
         self._tried = list(dict.fromkeys(r.model for r in evidence.replies if r.model not in evidence.names))
         self._why_not = why_not(self._findings)
 
@@ -57,26 +48,55 @@ class Report:
         """Whether this is a LiteLLM of which nobody said what its answers' names are called in requests."""
         return self._evidence.is_litellm and not self._evidence.deployments
 
-    def text(self, width: int = WIDTH) -> str:
+    def text(self, width: int = WIDTH, *, verbose: bool = False) -> str:
         """Return the report for people, in lines of *width* characters, from NARROW to WIDTH."""
+        lines = _wrap(self.verdict(), width)
+        if self._settings:
+            lines += ["", self._yaml().rstrip()]
+        lines += ["", *(line for note in self._notes() for line in _wrap(note, width, "  - "))]
+        if command := self._next():
+            lines += ["", *_wrap(self._before_next(), width), f"  {command}"]
+        if verbose:
+            lines += ["", *self._tables(width)]
+        hint = "" if verbose else " --verbose shows what came back."
+        return "\n".join([*lines, "", f"{self._sent} requests were sent, of at most {self._limit}.{hint}"])
+
+    def file_text(self) -> str:
+        """Return the settings as a file."""
+        names = ", ".join(map(shown, self._evidence.names))
+        return f"# What asgi-session-pin probe found for {names} at {self._base}{self._path}\n\n{self._yaml()}"
+
+    def _yaml(self) -> str:
+        return dump_yaml(self._settings) if self._settings else ""
+
+    def _next(self) -> str | None:
+        """Return the command to type next."""
+        if self.finding is None:
+            return None
+        settings = ["--config", self._file or SETTINGS] if self._settings else []
+        return shlex.join(["asgi-session-pin", "serve", *settings, "--upstream", self._base])
+
+    def _before_next(self) -> str:
+        if not self._settings:
+            return "Next:"
+        if self._file is not None:
+            return f"These settings are in {self._file}. Next:"
+        return f"Next, with these settings in {SETTINGS} (--output {SETTINGS} writes that file):"
+
+    def _tables(self, width: int) -> list[str]:
         lines = [line for name in [*self._evidence.names, *self._tried] for line in self._lines(name, width)]
         lines.append("Where the model could be read, usual places first:")
         for finding in self._findings:
             mark = "+" if finding.works else "-" if finding.needs is None else "?"
             lines += _wrap(f"{finding.source} {finding.why}", width, f"  {mark} ")
-        lines += ["", *_wrap(self.verdict(), width)]
-        lines += [line for note in self._notes() for line in _wrap(note, width, "  - ")]
-        if self._settings:
-            lines += ["", dump_yaml(self._settings).rstrip()]
-        lines += ["", f"{self._sent} requests were sent, of at most {self._limit}."]
-        return "\n".join(lines) + "\n"
+        return lines
 
     def json(self) -> str:
         """Return the same facts as a JSON object."""
         chosen = self.finding
         return json.dumps(
             {
-                "url": self._url,
+                "url": self._base + self._path,
                 "asked": list(self._evidence.names),
                 "answers": [self._answer(name) for name in self._evidence.names],
                 "candidates": [self._answer(name) for name in self._tried if name != NONSENSE],
@@ -92,7 +112,8 @@ class Report:
                     "notes": self._notes(),
                 },
                 "settings": self._settings,
-                "yaml": dump_yaml(self._settings) if self._settings else "",
+                "yaml": self._yaml(),
+                "next": self._next(),
                 "requests_sent": self._sent,
                 "requests_at_most": self._limit,
             },
@@ -131,12 +152,20 @@ class Report:
             "If the router is an ASGI app of your own, it can state what it chose: put the middleware inside and call "
             "get_session_pin(request).record(model)."
         )
-        return [router] * (self._why_not.stage == Stage.ECHO) + [groups] * self._lacks_groups + [own]
+        names = (
+            "If it takes other names for these models, give them to --model too: the settings then map what answers "
+            "name to them. At Claude Code Router they are PROVIDER,MODEL."
+        )
+        told = {router: self._why_not.stage == Stage.ECHO, groups: self._lacks_groups, own: True}
+        told[names] = self._why_not.stage == Stage.REFUSED and not self._lacks_groups
+        return [note for note, holds in told.items() if holds]
 
     def _notes_on_settings(self, finding: Finding) -> list[str]:
         notes = [f"{doubt[0].upper()}{doubt[1:]}." for doubt in finding.doubts]
         if len(finding.models) == 1:
             notes.append(f"Only {shown(finding.models[0])} was ever chosen; what else may be was not seen.")
+        elif not finding.is_varied:
+            notes.append("No name was answered by several models, so which of them are a router's was not seen.")
         if names := router_models(self._evidence, finding):
             told = ", ".join(map(shown, names))
             notes.append(f"router_models: a router decides for {told}; requests for other names pass untouched.")
@@ -151,16 +180,18 @@ class Report:
             )
         if len(finding.aliases) >= MAX_ALIASES:
             notes.append(f"aliases: of many, {len(finding.aliases)} are here; add those that the router can choose.")
-        if self._settings:
-            notes.append("Use them by `asgi-session-pin serve --config FILE` or SessionPinMiddleware(config=FILE).")
         return notes
 
     def _lines(self, name: str, width: int) -> list[str]:
         role = "a name that does not exist" if name == NONSENSE else "sent back" if name in self._tried else "asked for"
         lines = _wrap(f"{shown(name)}, {role}: {'; '.join(self._outcomes(name))}", width)
-        for row in self._rows(name):
-            counts = f"{row.plain} plain, {row.streamed} streamed"
-            lines += _wrap(f"{row.source}: {row.value} ({row.kind}; {counts})", width, "  ")
+        counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+        for reply in self._evidence.replies_to(name):
+            for place in named_in(reply, self._known).items() if reply.served else ():
+                counts[place][_kind(reply.stream)] += 1
+        for (source, value), kinds in sorted(counts.items(), key=lambda item: rank(item[0][0])):
+            told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+            lines += _wrap(f"{source}: {value} ({told})", width, "  ")
         return [*lines, ""]
 
     def _outcomes(self, name: str) -> list[str]:
@@ -169,25 +200,6 @@ class Report:
         failed = [f"{_kind(reply.stream)}: {reply.outcome}" for reply in replies if not reply.served]
         remarks = [f"{_kind(reply.stream)}: {reply.remark}" for reply in replies if reply.served and reply.remark]
         return [f"{served} of {len(replies)} served", *dict.fromkeys(failed + remarks)]
-
-    def _rows(self, name: str) -> list[Row]:
-        counts: dict[tuple[str, str], list[int]] = {}
-        for reply in self._evidence.replies_to(name):
-            for place in named_in(reply, self._known).items() if reply.served else ():
-                counts.setdefault(place, [0, 0])[reply.stream] += 1
-        return [
-            Row(source, value, plain, streamed, self._relation(value, name))
-            for (source, value), (plain, streamed) in sorted(counts.items(), key=lambda item: rank(item[0][0]))
-        ]
-
-    def _relation(self, value: str, name: str) -> str:
-        if value == name:
-            return "the same" if name in self._tried else "an echo"
-        if any(Alias(*alias).apply(value) == name for alias in self._aliases):
-            return "it, by alias"
-        if is_dated(value, name):
-            return "it, dated"
-        return "dated" if undated(value) else "other"
 
     def _answer(self, name: str) -> dict[str, Any]:
         replies = [
@@ -201,9 +213,7 @@ class Report:
             }
             for reply in self._evidence.replies_to(name)
         ]
-        rows = [msgspec.to_builtins(row) for row in self._rows(name)]
-        served = [reply for reply in replies if reply["served"]]
-        return {"model": name, "accepted": served == replies, "named": rows, "replies": replies}
+        return {"model": name, "accepted": all(reply["served"] for reply in replies), "replies": replies}
 
 
 def _kind(stream: bool) -> str:

@@ -27,7 +27,9 @@ KEY = "sk-0123456789abcdef"
 
 
 def run(url: str, *arguments: str) -> int:
-    return main(["probe", "--upstream", url, "--model", "auto", *arguments])
+    return main(
+        ["probe", "--upstream", url, "--path", "/v1/chat/completions", "--verbose", "--model", "auto", *arguments]
+    )
 
 
 def serving(respond: Callable[[Request], Response]) -> FakeGateway:

@@ -66,6 +66,13 @@ def test_a_router_that_also_names_itself_is_told() -> None:
     assert finding.doubts == ("plain answers to 'auto' also name 'auto' itself, which pins nothing",)
 
 
+def test_routers_that_name_each_other_name_no_model() -> None:
+    names = ("auto", "best")
+    replies = [reply(asked, named) for asked in names for named in names]
+    [finding] = find_all(evidence(*replies, refused(NONSENSE), names=names))
+    assert finding.why == "names what is not taken back: 'best' was answered as 'auto'"
+
+
 def test_without_a_request_left_nothing_is_claimed() -> None:
     [finding] = find_all(evidence(reply("auto", "a"), refused(NONSENSE), spent=True))
     assert (finding.stage, finding.why) == (
@@ -82,7 +89,7 @@ def test_a_busy_gateway_has_not_refused_a_name() -> None:
     case.replies.pop()
     case.replies.append(refused("b", 503))
     assert find_all(case)[0].why == "names what could not be tried: 'a' (HTTP 429), 'b' (HTTP 503)"
-    report = Report(case, "http://a", 5, 26)
+    report = Report(case, "http://a", "/v1/chat/completions", sent=5, limit=26)
     assert (report.can_be_pinned, report.code) == (None, 2)
     assert "It could not be found out whether this gateway can be pinned by name: body:model" in report.text()
     assert "cannot be pinned" not in report.text()
@@ -119,7 +126,7 @@ def test_settings_are_yaml_that_loads_whatever_the_names_are() -> None:
     deployments = (Deployment("auto", "auto_router/x", "0"), Deployment("{g}", odd, "1"))
     replies = [reply("auto", "auto", headers=headers), refused(NONSENSE), reply("{g}", "{g}", headers=headers)]
     case = evidence(*replies, deployments=deployments)
-    report = Report(case, "http://a", 3, 26)
+    report = Report(case, "http://a", "/v1/chat/completions", sent=3, limit=26)
     text = json.loads(report.json())["yaml"]
     config = Config.load(load_yaml(text.encode()))
     assert config.decisions.aliases == {odd: "{g}"}
@@ -183,7 +190,7 @@ def test_any_replies_make_a_report_whose_settings_load(
     replies: list[Reply], deployments: list[Deployment], spent: bool
 ) -> None:
     case = evidence(*replies, names=("auto", "sum"), deployments=tuple(deployments), spent=spent)
-    report = Report(case, "http://127.0.0.1", len(replies), 32)
+    report = Report(case, "http://127.0.0.1", "/v1/chat/completions", sent=len(replies), limit=32)
     told = json.loads(report.json())
     for width in (80, 100):
         assert all(len(line) <= width for line in report.text(width).splitlines())

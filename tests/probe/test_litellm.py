@@ -25,7 +25,7 @@ def test_groups_have_aliases_only_where_they_say_which_model() -> None:
         Deployment("wild/*", "openai/*", "6"),
         Deployment("all", "vertex/*", "7"),
     ]
-    by_model, by_id = group_aliases(deployments)
+    by_model, by_id = group_aliases(deployments, ())
     assert by_model == {"openai/c": "one", "openai/*": "wild/*"}
     assert by_id == {"3": "one", "4": "one", "5": "same"}
     assert auto_routers(deployments) == ["smart"]

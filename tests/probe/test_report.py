@@ -10,6 +10,7 @@ import trustme
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from asgi_session_pin import Config, Routing
 from asgi_session_pin.cli import main
 from asgi_session_pin.probe.litellm import MAX_ALIASES
 from behaviour_document import Section, case
@@ -24,6 +25,7 @@ from fake_gateways import (
     deployment,
     litellm,
     plain_router,
+    routellm,
 )
 from servers import serve_app
 
@@ -33,12 +35,14 @@ class Told:
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
+        self.url = ""
         self.output = ""
         self.error = ""
 
     def __call__(self, gateway: FakeGateway, *arguments: str, scheme: str = "http", **options: object) -> int:
         with serve_app(gateway, **options) as url:
             upstream = url.replace("http", scheme)
+            self.url = upstream
             code = main(["probe", "--upstream", upstream, *(arguments or ("--model", "auto"))])
         captured = self._capsys.readouterr()
         self.output, self.error = (" ".join(text.split()) for text in captured)
@@ -92,17 +96,61 @@ def test_only_one_choice_is_told(told: Told) -> None:
 def test_it_is_told_how_to_go_on(told: Told) -> None:
     assert told(FakeGateway(plain_router)) == 0
     assert "Add the name of a model to --model" in told.output
-    assert "--config FILE" not in told.output
+    assert f"Next: asgi-session-pin serve --upstream {told.url} 16 requests" in told.output
     assert told(FakeGateway(plain_router), "--model", "auto", LARGE) == 0
-    assert "- Use them by `asgi-session-pin serve --config FILE` or" in told.output
+    assert "Next, with these settings in session_pin.yaml (--output session_pin.yaml writes that file):" in told.output
+    assert f"asgi-session-pin serve --config session_pin.yaml --upstream {told.url} " in told.output
     assert "Add the name" not in told.output
+
+
+def test_the_settings_are_written_into_a_new_file(told: Told, file: Path) -> None:
+    asked = ["--model", "auto", LARGE, "--output", str(file)]
+    assert told(FakeGateway(plain_router), *asked) == 0
+    assert f"These settings are in {file}. Next: asgi-session-pin serve --config {file} --upstream" in told.output
+    assert Config.load(file) == Config(routing=Routing(router_models=("auto",)))
+    assert file.read_text().startswith(
+        f"# What asgi-session-pin probe found for 'auto', '{LARGE}' at http://127.0.0.1:"
+    )
+    file.write_text("mine")
+    gateway = FakeGateway(plain_router)
+    with pytest.raises(SystemExit):
+        told(gateway, *asked)
+    assert (file.read_text(), gateway.requests) == ("mine", [])
+    assert told(FakeGateway(plain_router), *asked, "--overwrite") == 0
+    assert Config.load(file).routing.router_models == ("auto",)
+
+
+def test_where_no_setting_is_needed_the_file_has_none_and_loads(told: Told, file: Path) -> None:
+    assert told(FakeGateway(plain_router), "--model", "auto", "--output", str(file)) == 0
+    assert Config.load(file) == Config()
+
+
+def test_what_cannot_be_pinned_makes_no_file(told: Told, file: Path) -> None:
+    assert told(FakeGateway(routellm), "--model", "router-random-0.5", "--output", str(file)) == 1
+    assert not file.exists()
+
+
+def test_a_file_that_cannot_be_written_is_told_and_the_settings_are_printed(told: Told, file: Path) -> None:
+    missing = file.parent / "missing" / "file.yaml"
+    assert told(FakeGateway(plain_router), "--model", "auto", LARGE, "--output", str(missing)) == 2
+    assert told.error.endswith(f"error: {missing} can't be written: No such file or directory")
+    assert "router_models: - auto" in told.output
+
+
+def test_the_verdict_comes_first_then_the_settings_and_tables_only_where_they_are_asked_for(told: Told) -> None:
+    assert told(FakeGateway(plain_router), "--model", "auto", LARGE) == 0
+    assert told.output.startswith("This gateway can be pinned by name, with these settings: body:model names the")
+    assert "takes that name back. routing: router_models: - auto - router_models: a router decides" in told.output
+    assert "6 of 6 served" not in told.output
+    assert told(FakeGateway(plain_router), "--verbose", "--model", "auto", LARGE) == 0
+    assert "'auto', asked for: 6 of 6 served" in told.output
 
 
 def test_a_place_that_need_not_be_examined_is_told_so(told: Told) -> None:
     def manner(asked: Asked) -> Answer:
         return plain_router(asked)._replace(headers={"x-route": "fast"})
 
-    assert told(FakeGateway(manner)) == 0
+    assert told(FakeGateway(manner), "--verbose", "--model", "auto") == 0
     assert "? header:x-route was not examined: a better place works" in told.output
 
 
@@ -132,7 +180,7 @@ def test_the_text_fits_the_terminal(
 
     monkeypatch.setenv("COLUMNS", columns)
     with serve_app(FakeGateway(manner)) as url:
-        assert main(["probe", "--upstream", url, "--model", "auto"]) == 0
+        assert main(["probe", "--upstream", url, "--verbose", "--model", "auto"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert widest - 12 <= max(map(len, lines)) <= widest
     assert "  body:model" in {line[:12] for line in lines}
@@ -230,7 +278,7 @@ def test_credentials_in_headers_do_not_show_short_ones_but_as_a_part_of_a_name(t
 
     gateway = Echoing(plain_router)
     headers = ["--header", "X-Passcode: hunter2", "--header", "X-Default-Model: gpt-4o"]
-    assert told(gateway, "--model", "auto", *headers, *as_json) == 1
+    assert told(gateway, "--model", "auto", *headers, "--verbose", *as_json) == 1
     assert "hunter2" not in (told.output + told.error).replace("hunter2/gpt", "")  # a part of a name is none of it
     assert "header:x-model-for" not in told.output
     assert "what holds a credential is left out" in told.output

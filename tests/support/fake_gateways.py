@@ -127,6 +127,28 @@ DEPLOYMENTS = {
 }
 
 
+class LoadBalanced:
+    """LiteLLM whose group `balanced` takes its deployments in turn, by their ids, whatever the prompt is."""
+
+    def __init__(self, **deployments: str) -> None:
+        self.deployments = deployments  # by id, what each asks its provider for
+        self._turn = 0
+
+    def __call__(self, asked: Asked) -> Answer:
+        self._turn += 1
+        ids = list(self.deployments)
+        model = {"small": SMALL, "large": LARGE}.get(asked.model, asked.model)
+        by_model = [each for each in ids if self.deployments[each] == model]
+        named = [asked.model] if asked.model in ids else by_model
+        if asked.model == "balanced":
+            named = ids[self._turn % 2 :]
+        if not named:
+            return Answer("", headers={"x-litellm-call-id": "1"}, status=400)
+        identity = named[0]
+        served = self.deployments[identity]
+        return Answer(identity, asked.model, {"x-litellm-model-name": served, "x-litellm-model-id": identity})
+
+
 def snapshots(asked: Asked) -> Answer:
     """Names dated snapshots, and takes only the names without the date."""
     model = chosen(asked) if asked.model == "auto" else asked.model
@@ -141,8 +163,9 @@ def routellm(asked: Asked) -> Answer:
 
 
 def claude_code_router(asked: Asked) -> Answer:
-    """Serves its default model for all names but a few."""
-    model = {"claude-haiku": "gpt-mini", "claude-opus": "gpt-big"}.get(asked.model, "gpt-big")
+    """Serves its default model for all names but a few; its own are `PROVIDER,MODEL`."""
+    names = {"claude-haiku": "gpt-mini", "fake,gpt-mini": "gpt-mini"}
+    model = names.get(asked.model, "gpt-big")
     if asked.model == "claude-opus" and not asked.hard:
         model = "gpt-mini"
     return Answer(model, f"{model}-2024-07-18")
