@@ -1,6 +1,8 @@
 """Connections to the upstream, each of which is used again only after an answer that was whole, and nothing else."""
 
 import asyncio
+import select
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,6 +13,16 @@ from aiohttp.client_reqrep import ClientRequest
 from aiohttp.connector import Connection
 
 _SWEEP_SECONDS = 1
+
+
+def _watch(transport: asyncio.BaseTransport) -> Callable[[], object]:
+    """Return what tells whether there is something to read at the moment, the end of the connection for example."""
+    number = transport.get_extra_info("socket").fileno()
+    if not hasattr(select, "poll"):  # on Windows, where numbers are not limited
+        return lambda: select.select([number], [], [], 0)[0]
+    poll = select.poll()
+    poll.register(number, select.POLLIN)
+    return partial(poll.poll, 0)
 
 
 class UpstreamConnection(ResponseHandler):
@@ -31,6 +43,11 @@ class UpstreamConnection(ResponseHandler):
         """Begin."""
         super().connection_made(transport)
         self._connections.add(self)
+        self._has_something_to_read = _watch(transport)
+
+    def is_connected(self) -> bool:
+        """Tell whether a request can be sent. An end that the event loop has not come to see yet is one."""
+        return super().is_connected() and (self._idle_since is None or not self._has_something_to_read())
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """End, and with it the answer that came."""

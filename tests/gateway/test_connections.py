@@ -2,8 +2,11 @@
 
 import asyncio
 import contextlib
+import select
 import socket
 import struct
+import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -248,6 +251,43 @@ async def test_idle_connections_are_closed_in_time() -> None:
         assert served.open == 0
         await asyncio.sleep(1)  # nothing is looked after any more, until there is a connection again
         assert await ask(upstream) == (200, b"ok")
+
+
+@case(
+    Section.GATEWAY,
+    "the upstream has closed an idle connection, which a busy gateway has not come to see yet",
+    "another connection is made",
+)
+@pytest.mark.parametrize("has_poll", [True, False])
+async def test_a_connection_whose_end_was_not_seen_yet_is_not_used_again(
+    has_poll: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_poll:  # as on Windows
+        monkeypatch.delattr(select, "poll")
+    accepted = 0
+
+    def serve(listener: socket.socket) -> None:
+        nonlocal accepted
+        for _ in range(2):
+            connection, _ = listener.accept()
+            accepted += 1
+            with connection:
+                connection.recv(65_536)
+                connection.sendall(OK)
+                may_close.wait(20)
+
+    may_close = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=serve, args=(listener,), daemon=True)
+        server.start()
+        upstream = Upstream(read_upstream(f"http://127.0.0.1:{listener.getsockname()[1]}"), Gateway())
+        assert await ask(upstream) == (200, b"ok")
+        may_close.set()
+        time.sleep(0.1)  # noqa: ASYNC251 # the event loop is busy
+        assert await ask(upstream) == (200, b"ok")
+        assert accepted == 2
+        await upstream.aclose()
+        server.join(20)
 
 
 async def test_a_connection_that_cannot_be_made_is_tried_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
