@@ -1,17 +1,19 @@
-"""The command line: `asgi-session-pin demo | check FILE | serve --upstream URL | probe --upstream URL --model NAME`."""
+"""The command line: `asgi-session-pin demo | check | schema | serve | probe`."""
 
 import argparse
 import asyncio
 import io
+import json
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from . import __version__
-from .config import Config, ConfigError
+from .check import check_file, print_faults
+from .config import ConfigError
+from .config.schema import make_schema
 from .demo import run_demo
-from .stores import open_store
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,8 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     commands.add_parser("demo", help="an agent's five steps, without and with pinning")
-    check = commands.add_parser("check", help="print the settings that a file makes, or all its faults")
+    check = commands.add_parser("check", help="print what a file sets, or all its faults")
     check.add_argument("file", metavar="FILE", help="a YAML file, as for SessionPinMiddleware(config=FILE)")
+    check.add_argument("--all", action="store_true", help="print all settings, not only those that differ")
+    commands.add_parser("schema", help="print a JSON schema of such a file, for editors")
     serve = commands.add_parser("serve", help="pin sessions in front of a gateway: a reverse proxy with the middleware")
     serve.add_argument("--upstream", metavar="URL", required=True, help="the gateway, such as http://localhost:4000")
     serve.add_argument("--config", metavar="FILE", help="a YAML file; without it the defaults hold")
@@ -40,7 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return serve_gateway(serve, chosen)
         if chosen.command == "probe":
             return probe_gateway(probe, chosen)
-        return check_file(chosen.file) if chosen.command == "check" else 0 if run_demo() else 1
+        if chosen.command == "check":
+            return check_file(chosen.file, show_all=chosen.all)
+        if chosen.command == "schema":
+            print(json.dumps(make_schema(), indent=2))
+            return 0
+        return 0 if run_demo() else 1
     except BrokenPipeError:  # the reader, such as `head`, has seen enough; Python would complain again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -55,7 +64,7 @@ def serve_gateway(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -
     try:
         run = prepare(chosen.upstream, chosen.config, chosen.host, chosen.port, chosen.workers, chosen.log_level)
     except ConfigError as error:
-        print(ConfigError(chosen.config or "configuration", error.faults), file=sys.stderr)
+        print_faults(ConfigError(chosen.config or "configuration", error.faults))
         return 1
     except ValueError as error:
         parser.error(f"argument --{error}")
@@ -139,15 +148,3 @@ def _whole(text: str, least: int, most: int) -> int:
     if not text.isdecimal() or not least <= int(text) <= most:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number from {least} to {most}")
     return int(text)
-
-
-def check_file(path: str) -> int:
-    """Print the settings in force as YAML, or what is wrong with the file, and return the exit code."""
-    try:
-        config = Config.load(path)
-        open_store(config, path)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(config.to_yaml(), end="", flush=True)
-    return 0

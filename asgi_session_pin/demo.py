@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 import textwrap
 import uuid
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .middleware import SessionPinMiddleware
+from .terminal import Style, styled
 
 PATH = "/routing/v1/chat/completions"
+_SHOWN = 20  # characters of a prompt, so that a step fits into 80 columns
 STEPS = (
     "Design a REST API schema for a task management app with users, projects and due dates.",
     "Analyze SQL vs NoSQL trade-offs for this system and explain which one fits.",
@@ -50,7 +53,7 @@ def run_demo(app: ASGIApp = router) -> bool:
 def _report_varied(answers: list[dict[str, Any]]) -> bool:
     models = list(dict.fromkeys(answer["model"] for answer in answers))
     if len(models) > 1:
-        print(f"✗ Models varied: {', '.join(models)}")
+        print(styled(f"✗ Models varied: {', '.join(models)}", Style.BAD, sys.stdout))
         return True
     print(f"Unexpected: without a session every step went to {models[0]}")
     return False
@@ -59,7 +62,9 @@ def _report_varied(answers: list[dict[str, Any]]) -> bool:
 def _report_pinned(answers: list[dict[str, Any]]) -> bool:
     models = list(dict.fromkeys(answer["model"] for answer in answers))
     if len(models) == 1 and [answer.get("pinned") for answer in answers] == [False] + [True] * (len(answers) - 1):
-        print(f"✓ All {len(answers)} steps routed to {models[0]}")
+        print(styled(f"✓ All {len(answers)} steps routed to {models[0]}", Style.GOOD, sys.stdout))
+        print("\nNext, in front of a gateway of your own (needs asgi-session-pin[gateway]):")
+        print("  asgi-session-pin serve --upstream http://localhost:4000")
         return True
     print(f"Unexpected: with a session the steps went to {', '.join(models)}")
     return False
@@ -69,7 +74,7 @@ async def _ask_all(app: ASGIApp, session_id: str | None) -> list[dict[str, Any]]
     answers = []
     for number, prompt in enumerate(STEPS, start=1):
         answer = await _ask(app, prompt, session_id)
-        shown = textwrap.shorten(prompt, 27, placeholder="…", break_on_hyphens=False)
+        shown = textwrap.shorten(prompt, _SHOWN, placeholder="…", break_on_hyphens=False)
         pinned = f" (pinned={json.dumps(answer['pinned'])})" if "pinned" in answer else ""
         print(f"Step {number}: {shown} → {answer['model']}{pinned}")
         answers.append(answer)

@@ -1,6 +1,7 @@
 """The command line."""
 
 import io
+import json
 import re
 import runpy
 import subprocess
@@ -13,6 +14,7 @@ from starlette.applications import Starlette
 
 from asgi_session_pin import Config, ConfigError, SessionPinMiddleware, __version__
 from asgi_session_pin.cli import main
+from asgi_session_pin.config.schema import make_schema
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
@@ -76,11 +78,53 @@ def test_check_prints_the_settings_in_force_as_the_same_file(
 ) -> None:
     path = tmp_path / "session_pin.yaml"
     path.write_text(Config.load(SETTINGS).to_yaml())
+    assert main(["check", "--all", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "session_max_age_seconds: 3600  # default: null\n" in printed
+    assert "session_ttl_sliding: " in printed
+    path.write_text(printed)
+    assert Config.load(path) == Config.load(SETTINGS)
+
+
+def test_check_prints_what_differs_from_the_defaults_and_what_to_do_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "session_pin.yaml"
+    path.write_text("routing: {session_ttl_seconds: 60, router_models: [auto]}\nresponse_headers: false\nstore: {}\n")
     assert main(["check", str(path)]) == 0
     printed = capsys.readouterr().out
-    assert printed == path.read_text()
-    assert "session_max_age_seconds: 3600\n" in printed
-    assert Config.load(path) == Config.load(SETTINGS)
+    assert (
+        printed
+        == f"""\
+# {path}: ok, 3 settings differ from the defaults
+routing:
+  session_ttl_seconds: 60  # default: 600
+  router_models:  # default: []
+  - auto
+response_headers: false  # default: true
+
+# All of them: asgi-session-pin check --all {path}
+# To serve:    asgi-session-pin serve --upstream URL --config {path}
+"""
+    )
+    differing = Config.load(path)
+    path.write_text(printed)
+    assert Config.load(path) == differing
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("", "no settings differ"), ("store: {timeout_seconds: 1}", "1 setting differs")]
+)
+def test_check_counts_what_differs(text: str, count: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "session_pin.yaml"
+    path.write_text(text)
+    assert main(["check", str(path)]) == 0
+    assert capsys.readouterr().out.startswith(f"# {path}: ok, {count} from the defaults\n")
+
+
+def test_schema_prints_a_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(make_schema()))
 
 
 def test_check_prints_what_merge_keys_stand_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,8 +206,9 @@ def test_check_tells_what_is_wrong_with_any_file_and_exits_1(
     assert len(output.err) < 1000
     if kind == "faults":
         assert output.err.splitlines()[1:] == [
-            "  stores: unknown key, did you mean 'store'?",
-            "  routing.session_ttl_seconds: found 'soon', expected a number of seconds above 0, at most 1,000,000,000",
+            "  routing.session_ttl_seconds: found 'soon', expected a number of seconds above 0, at most 1,000,000,000 "
+            "(line 1)",
+            "  stores: unknown key, did you mean 'store'? (line 2)",
         ]
 
 

@@ -16,16 +16,18 @@ GPT = "openai/gpt-4o"
 def test_the_demo_shows_both_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo"]) == 0
     output = capsys.readouterr().out
-    first, second = output.split("\n\n")
+    first, second, rest = output.split("\n\n")
     assert re.findall(r"Step \d: .*… → (\S+)$", first, re.MULTILINE) == [CLAUDE, GPT, CLAUDE, GPT, CLAUDE]
-    assert first.startswith(f"Run 1: WITHOUT Session Pinning\nStep 1: Design a REST API schema… → {CLAUDE}\n")
+    assert first.startswith(f"Run 1: WITHOUT Session Pinning\nStep 1: Design a REST API… → {CLAUDE}\n")
     assert first.endswith(f"✗ Models varied: {CLAUDE}, {GPT}")
     assert re.match(r"Run 2: WITH Session Pinning \(X-Session-Id: [0-9a-f]{8}-…\)\n", second)
     assert re.findall(r"Step \d: .*… → (\S+) \(pinned=(\w+)\)$", second, re.MULTILINE) == [
         (CLAUDE, "false"),
         *[(CLAUDE, "true")] * 4,
     ]
-    assert second.endswith(f"✓ All 5 steps routed to {CLAUDE}\n")
+    assert second.endswith(f"✓ All 5 steps routed to {CLAUDE}")
+    assert "asgi-session-pin serve --upstream" in rest
+    assert max(map(len, output.splitlines())) <= 80
 
 
 def always(*contents: bytes) -> ASGIApp:

@@ -79,7 +79,7 @@ def test_the_readme_tells_of_every_reason() -> None:
 
 def test_the_readme_shows_what_a_bad_file_says(tmp_path: Path) -> None:
     path = tmp_path / "session_pin.yaml"
-    path.write_text("routing: {session_ttl_second: 5, session_max_entries: 0}")
+    path.write_text("routing:\n  session_ttl_second: 5\n  session_max_entries: 0\n")
     with pytest.raises(ValueError, match="2 faults") as error:
         Config.load(path)
     for line in str(error.value).splitlines()[1:]:

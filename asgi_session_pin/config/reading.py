@@ -3,12 +3,12 @@
 import difflib
 import re
 import typing
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from .yaml import Template, YAMLFault
+from .yaml import Template, YAMLFault, locate
 
 StructT = TypeVar("StructT", bound=msgspec.Struct)
 
@@ -18,18 +18,42 @@ _credentials = re.compile(r"(?<!/)//[^/\s:@]*:[^/\s]*@")  # of a URL (RFC 3986, 
 _UNITS = ("_seconds", "_bytes", "")  # which are easily left out
 
 
-def read_settings(kind: type[StructT], value: Any) -> tuple[StructT | None, list[str]]:
-    """Return *value* as a *kind* and no fault, or None and a line for each fault."""
+class Fault(NamedTuple):
+    """What is wrong with a setting."""
+
+    path: str  # dotted, "" for all of it
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.what}" if self.path else self.what
+
+
+def read_settings(kind: type[StructT], value: Any) -> tuple[StructT | None, list[Fault]]:
+    """Return *value* as a *kind* and no fault, or None and all faults."""
     reader = _Reader()
     settings = reader.read(kind, value, "")
     return (None if reader.faults else settings), reader.faults
+
+
+def with_lines(faults: Iterable[Fault], text: bytes) -> list[str]:
+    """Return what *faults* say, in the order of the YAML *text* that they are about, with the number of the line."""
+    lines = {".".join(map(_key, path)): line for path, line in locate(text).items()}
+    numbered = [(_line(fault.path, lines), str(fault)) for fault in faults]
+    return [f"{said} (line {line})" if line else said for line, said in sorted(numbered, key=lambda each: each[0])]
+
+
+def _line(path: str, lines: Mapping[str, int]) -> int:
+    """Return the line of *path*, or of what it would be in; 0 for what is nowhere."""
+    while path and path not in lines:
+        path = path.rpartition(".")[0]
+    return lines.get(path, 0)
 
 
 class _Reader:
     """Builds settings; what can't be used becomes a fault, and the reading goes on."""
 
     def __init__(self) -> None:
-        self.faults: list[str] = []
+        self.faults: list[Fault] = []
 
     def read(self, kind: Any, written: Any, path: str) -> Any:
         try:
@@ -95,7 +119,7 @@ class _Reader:
         self._fault(path, f"found {found}, expected {wanted}")
 
     def _fault(self, path: str, what: str) -> None:
-        self.faults.append(f"{path}: {what}" if path else what)
+        self.faults.append(Fault(path, what))
 
 
 def _check(kind: Any, value: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_network
 from typing import Annotated, Any, Literal, TypeVar
@@ -11,11 +12,13 @@ import msgspec
 from msgspec import Meta
 
 from ..wire.headers import NAME
-from .reading import SECRETS, read_settings, without_credentials
+from .reading import SECRETS, read_settings, with_lines, without_credentials
 from .yaml import dump_yaml, load_yaml
 
-# Our own headers are no source of anything.
-_HEADER = rf"header:(?!(?i:x-session-pin|x-session-pinned|x-session-model)\Z){NAME}"
+_MARKS = ("x-session-pin", "x-session-pinned", "x-session-model")
+# Our own headers are no source of anything. Without flags, which JSON schema's expressions do not have.
+_OWN = "|".join(re.sub("[a-z]", lambda letter: f"[{letter[0]}{letter[0].upper()}]", name) for name in _MARKS)
+_HEADER = rf"header:(?!({_OWN})\Z){NAME}"
 _BODY = r"body:[^.\s]+(\.[^.\s]+)*"
 
 # What a description says is the "expected ..." of a message.
@@ -264,30 +267,40 @@ class Config(_Section, frozen=True):
         """
         if source is None:
             return cls()
-        value = _read_file(os.fspath(source)) if isinstance(source, str | os.PathLike) else source
-        config, faults = read_settings(cls, value)
+        if isinstance(source, str | os.PathLike):
+            return cls._load_file(os.fspath(source))
+        config, faults = read_settings(cls, source)
         if config is None:
-            raise ConfigError(source_name(source), faults)
+            raise ConfigError(source_name(source), list(map(str, faults)))
         return config
 
-    def to_yaml(self) -> str:
-        """Return the settings as YAML, of which `load` makes the same again, but for secrets, which are masked."""
+    @classmethod
+    def _load_file(cls, path: str) -> Config:
+        try:
+            with open(path, "rb") as file:
+                text = file.read()
+            config, faults = read_settings(cls, load_yaml(text))
+        except OSError as error:
+            raise ConfigError(path, [f"can't be read: {error.strerror}"]) from None
+        except ValueError as error:  # the text is no YAML, or the path holds what no path can
+            raise ConfigError(path, [str(error)]) from None
+        if config is None:
+            raise ConfigError(path, with_lines(faults, text))
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain values of the YAML's shape, secrets masked."""
         values = msgspec.to_builtins(self, builtin_types=())
         values["sessions"]["secret"] = None if self.sessions.secret is None else "***"
         values["store"]["url"] = self.store.shown_url
-        return dump_yaml(without_credentials(values))
+        shown: dict[str, Any] = without_credentials(values)
+        return shown
+
+    def to_yaml(self) -> str:
+        """Return the settings as YAML, of which `load` makes the same again, but for secrets, which are masked."""
+        return dump_yaml(self.to_dict())
 
 
 def source_name(source: object) -> str:
     """Return what errors call the source of a configuration: a file by its path."""
     return os.fspath(source) if isinstance(source, str | os.PathLike) else "configuration"
-
-
-def _read_file(path: str) -> Any:
-    try:
-        with open(path, "rb") as file:
-            return load_yaml(file.read())
-    except OSError as error:
-        raise ConfigError(path, [f"can't be read: {error.strerror}"]) from None
-    except ValueError as error:  # the text is no YAML, or the path holds what no path can
-        raise ConfigError(path, [str(error)]) from None

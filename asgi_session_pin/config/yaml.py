@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 from yaml.constructor import ConstructorError
 
+_MAX_LINES = 10_000
 _MERGE = "tag:yaml.org,2002:merge"
 _quoted = re.compile(r"'[^']*'|\"[^\"]*\"")
 
@@ -29,6 +30,25 @@ def load_yaml(text: bytes) -> Any:
         raise YAMLFault("not valid YAML: it holds bytes or characters that YAML does not allow") from None
     except Exception:  # PyYAML lets out whatever int(), float() and date() raise
         raise YAMLFault("not valid YAML: a number, a date or a tagged value that is none") from None
+
+
+def locate(text: bytes) -> dict[tuple[str, ...], int]:
+    """Return the line of each key and of each item of a list in *text*, which `load_yaml` can read."""
+    loader = _Loader(text)
+    lines: dict[tuple[str, ...], int] = {}
+    left: list[tuple[tuple[str, ...], yaml.Node | None]] = [((), loader.get_single_node())]
+    while left and len(lines) < _MAX_LINES:  # an anchor may stand for itself, without end
+        path, node = left.pop()
+        members: list[tuple[yaml.Node, str, yaml.Node]] = []
+        if isinstance(node, yaml.MappingNode):
+            loader.flatten_mapping(node)
+            members = [(key, str(key.value), value) for key, value in node.value]
+        elif isinstance(node, yaml.SequenceNode):
+            members = [(item, str(index), item) for index, item in enumerate(node.value)]
+        for mark, name, value in members:
+            lines[*path, name] = mark.start_mark.line + 1
+            left.append(((*path, name), value))
+    return lines
 
 
 def _without_names(found: re.Match[str]) -> str:

@@ -79,10 +79,45 @@ response_headers: null
         "limits: found a number, expected a mapping",
         "response_headers: found null, expected true or false",
     ]
-    file.write_text(text)
+    assert sorted(faults(file, text)) == sorted(lines)
     error = error_of(file)
-    assert sorted(error.faults) == sorted(lines)
     assert str(error).split("\n  ") == [f"{file}: 29 faults", *error.faults]
+
+
+def test_faults_come_in_the_order_of_the_file_with_the_line_that_each_is_about(file: Path) -> None:
+    text = """
+usual: &usual
+  session_ttl_seconds: soon
+routing:
+  <<: *usual
+  router_models:
+    - auto
+    - ""
+endpoints:
+  - path: /a
+    kind: other
+  - kind: ignore
+limits: {max_request_bytes: 0}
+"""
+    file.write_text(text)
+    assert [fault.rpartition(" ")[::2] for fault in error_of(file).faults] == [
+        (f"{fault} (line", f"{line})")
+        for line, fault in [
+            (2, f"usual: unknown key, expected one of {', '.join(Config.__struct_fields__)}"),
+            (3, f"routing.session_ttl_seconds: found 'soon', {SECONDS_EXPECTED}"),
+            (8, "routing.router_models.1: found '', expected a name or a pattern with *, but not * alone"),
+            (11, 'endpoints.0.kind: found \'other\', expected "completion" or "decision" or "ignore"'),
+            (12, f"endpoints.1.path: missing, {PATH_EXPECTED}"),
+            (13, f"limits.max_request_bytes: found 0, {BYTES_EXPECTED}"),
+        ]
+    ]
+
+
+def test_an_anchor_that_stands_for_itself_is_told_like_any_other_fault(file: Path) -> None:
+    file.write_text("routing: &a\n  router_models: [*a]\n")
+    [fault] = error_of(file).faults
+    assert fault.startswith("routing.router_models.0: found a mapping, expected a name or a pattern with *")
+    assert fault.endswith("(line 1)")
 
 
 def test_one_fault_is_not_many(file: Path) -> None:
@@ -91,10 +126,10 @@ def test_one_fault_is_not_many(file: Path) -> None:
 
 
 def test_keys_of_other_kinds_are_unknown_keys(file: Path) -> None:
-    assert faults(file, "5: 1\nnull: 2\n2024-01-01: 3\n") == [
+    assert sorted(faults(file, "5: 1\nnull: 2\n2024-01-01: 3\n")) == [
+        f"2024-01-01: unknown key, {ANY_SECTION}",
         f"5: unknown key, {ANY_SECTION}",
         f"None: unknown key, {ANY_SECTION}",
-        f"2024-01-01: unknown key, {ANY_SECTION}",
     ]
 
 

@@ -44,12 +44,13 @@ def test_each_expression_of_the_dashboard_is_one(tmp_path: Path) -> None:
 
 
 def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
-    unit = (DEPLOY / "asgi-session-pin.service").read_text()
+    unit = DEPLOY / "asgi-session-pin.service"
     there = shutil.which("true")
     assert there is not None
-    (tmp_path / "asgi-session-pin.service").write_text(unit.replace("/opt/asgi-session-pin/bin/asgi-session-pin", there))
-    assert run("systemd-analyze", "verify", tmp_path / "asgi-session-pin.service") == ""
-    exposure = run("systemd-analyze", "security", "--offline=yes", "--threshold=20", DEPLOY / "asgi-session-pin.service")
+    copy = tmp_path / unit.name
+    copy.write_text(unit.read_text().replace("/opt/asgi-session-pin/bin/asgi-session-pin", there))
+    assert run("systemd-analyze", "verify", copy) == ""
+    exposure = run("systemd-analyze", "security", "--offline=yes", "--threshold=20", unit)
     assert "OK" in exposure.splitlines()[-1]
 
 

@@ -1,5 +1,6 @@
 """Loading of settings that are written to a file, and what is told about those that can't be used."""
 
+import re
 import traceback
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ def faults(file: Path, text: str | bytes) -> list[str]:
 
 
 def faults_of(source: Any) -> list[str]:
-    return list(error_of(source).faults)
+    """Return why *source* is refused, without the lines of the file where it stands."""
+    return [re.sub(r" \(line \d+\)\Z", "", fault) for fault in error_of(source).faults]
 
 
 def error_of(source: Any) -> ConfigError:

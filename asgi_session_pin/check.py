@@ -1,0 +1,64 @@
+"""`asgi-session-pin check FILE`: the settings that a file makes, or all its faults."""
+
+import json
+import sys
+from typing import Any
+
+from .config import Config, ConfigError
+from .config.yaml import dump_yaml
+from .stores import open_store
+from .terminal import Style, styled, wrapped
+
+_SHOWN = 40  # a longer default is looked up
+
+
+def check_file(path: str, *, show_all: bool = False) -> int:
+    """Print as YAML the settings that differ from the defaults, or all, or what is wrong. Return the exit code."""
+    try:
+        config = Config.load(path)
+        open_store(config, path)
+    except ConfigError as error:
+        print_faults(error)
+        return 1
+    print("\n".join(_report(config, path, show_all)), flush=True)
+    return 0
+
+
+def print_faults(error: ConfigError) -> None:
+    """Print what is wrong to standard error."""
+    first, *faults = str(error).splitlines()
+    print(styled(first, Style.BAD, sys.stderr), file=sys.stderr)
+    for fault in faults:
+        print(wrapped(fault, "    ", sys.stderr), file=sys.stderr)
+
+
+def _report(config: Config, path: str, show_all: bool) -> list[str]:
+    """Return the lines of what `Config.load` takes, but for secrets."""
+    defaults = Config().to_dict()
+    lines: list[str] = []
+    differing = 0
+    for name, section in config.to_dict().items():
+        below: list[str] = []
+        is_section = isinstance(section, dict)
+        for key, value in section.items() if is_section else [(name, section)]:
+            default = defaults[name][key] if is_section else defaults[name]
+            differing += value != default
+            if show_all or value != default:
+                below += _setting(key, value, default)
+        if is_section and below:
+            below = [f"{name}:", *(f"  {line}" for line in below)]
+        lines += below
+    verdict = styled(f"# {path}: ok", Style.GOOD, sys.stdout)
+    count = "1 setting differs" if differing == 1 else f"{differing or 'no'} settings differ"
+    rest = [] if show_all else ["", f"# All of them: asgi-session-pin check --all {path}"]
+    serve = f"# To serve:    asgi-session-pin serve --upstream URL --config {path}"
+    return [f"{verdict}, {count} from the defaults", *lines, *rest, serve]
+
+
+def _setting(key: str, value: Any, default: Any) -> list[str]:
+    first, *others = dump_yaml({key: value}).splitlines()
+    if value == default:
+        return [first, *others]
+    shown = json.dumps(default)
+    mark = f"# default: {shown}" if len(shown) <= _SHOWN else "# differs"
+    return [f"{first}  {styled(mark, Style.QUIET, sys.stdout)}", *others]
