@@ -2,7 +2,7 @@
 
 from .config import Config, ConfigError, Decisions, Endpoint, Failover, Gateway, Limits, Routing, Sessions, Store
 from .events import PinEvent
-from .middleware import SessionPinMiddleware
+from .middleware import SessionPinMiddleware, get_pinning
 from .pin import Pin
 from .session_pin import SessionPin, get_session_pin
 from .stores import ClaimingStore, MemoryStore, PinStore
@@ -27,5 +27,6 @@ __all__ = [
     "SessionPinMiddleware",
     "Sessions",
     "Store",
+    "get_pinning",
     "get_session_pin",
 ]

@@ -32,6 +32,7 @@ from .stores import MemoryStore, PinStore, make_resilient, open_store
 from .wire.headers import HeaderPicker, NameMemory, without
 
 _SERVERS = {"uvicorn", "gunicorn", "hypercorn", "granian", "fastapi"}
+_MAX_LAYERS = 100  # of a stack that could go round in a circle
 _STORE_FAILED = "the pin store failed; requests go on with the pins that this process knows"
 
 
@@ -163,6 +164,22 @@ class SessionPinMiddleware:
             await send(message)
 
         return send_and_close
+
+
+def get_pinning(app: Any) -> SessionPinMiddleware:
+    """Return the middleware in the stack of *app*, outermost first, to forget pins, or to close it.
+
+    *app* is any ASGI app; what it wraps is looked for where Starlette has it (`middleware_stack`, then `app`). Raises
+    LookupError if there is none: an app makes its stack when it starts.
+    """
+    layer = app
+    for _ in range(_MAX_LAYERS):
+        if isinstance(layer, SessionPinMiddleware):
+            return layer
+        layer = getattr(layer, "middleware_stack", None) or getattr(layer, "app", None)
+    raise LookupError(
+        "found no SessionPinMiddleware in this app; one that add_middleware adds is there once it started"
+    )
 
 
 def make_runtime(

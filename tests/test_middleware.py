@@ -14,7 +14,7 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from asgi_driver import CHAT, SESSION, Gateway, Header, answer_json, call, http_scope, receive_from
-from asgi_session_pin import Config, ConfigError, Endpoint, MemoryStore, Pin, Routing, SessionPinMiddleware
+from asgi_session_pin import Config, ConfigError, Endpoint, MemoryStore, Pin, Routing, SessionPinMiddleware, get_pinning
 from behaviour_document import Section, case
 
 
@@ -55,6 +55,25 @@ def wrapped_plainly() -> ASGIApp:
 def inside_a_mount() -> ASGIApp:
     inner = Starlette(routes=[Route("/chat/completions", in_turn, methods=["POST"])])
     return Starlette(routes=[Mount("/v1", SessionPinMiddleware(inner))])
+
+
+@pytest.mark.parametrize("build", [added_to_fastapi, given_to_starlette, wrapped_plainly])
+async def test_the_middleware_of_an_app_that_has_started_can_be_asked_to_forget(build: Any) -> None:
+    app = build()
+    async with LifespanManager(app):
+        first = (await call(app, {"model": "auto"}, SESSION)).json["model"]
+        assert await get_pinning(app).forget(SESSION[1].decode(), model="auto")
+        assert (await call(app, {"model": "auto"}, SESSION)).json["model"] != first
+
+
+def test_an_app_without_the_middleware_or_that_has_not_started_is_told() -> None:
+    class Circle:
+        def __init__(self) -> None:
+            self.app = self
+
+    for app in (Starlette(), added_to_fastapi(), Circle()):
+        with pytest.raises(LookupError, match="found no SessionPinMiddleware"):
+            get_pinning(app)
 
 
 @pytest.mark.parametrize("build", [added_to_fastapi, given_to_starlette, wrapped_plainly, inside_a_mount])
