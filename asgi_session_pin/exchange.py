@@ -11,6 +11,7 @@ from .pin import Pin
 from .pins.health import PinHealth
 from .pins.slot import Slot
 from .request.body import RequestBody
+from .request.buffers import Share
 from .request.scope import inner_scope, share
 from .request.session import AskedModel
 from .response.decision import remember_route
@@ -96,6 +97,16 @@ class Exchange(Opaque):
         if self.slot is None:
             self.slot = Slot(self.key)
         return self.slot
+
+    def open_share(self) -> Share:
+        """Return its share of the bodies that are held."""
+        sessions = self.runtime.sessions
+        return self.runtime.buffers.open(sessions.key(self.session_id or b"", self.picked, None))
+
+    def hold(self) -> bool:
+        """Have its body count among those that are held; tell whether there is room for it, so that it can wait."""
+        assert self.body is not None
+        return self.body.share is not None or self.body.hold(self.open_share())
 
     def use(self, pin: Pin) -> None:
         """Take the model from a pin."""

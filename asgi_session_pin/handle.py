@@ -1,5 +1,6 @@
 """One request's way through: read what it asks for, find its pin or lead, call the app, judge what it answers."""
 
+import asyncio
 import copy
 from collections.abc import Awaitable
 from functools import partial
@@ -35,35 +36,39 @@ async def handle_observed(exchange: Exchange) -> None:
 
 async def handle(exchange: Exchange) -> None:
     """Take the request through the app, or answer it from the pin."""
-    runtime = exchange.runtime
-    request = await _read(exchange)
-    if request is None:  # it is not one that is pinned, and has passed
+    try:
+        runtime = exchange.runtime
+        request = await _read(exchange)
+        if request is None:  # it is not one that is pinned, and has passed
+            return None
+        members, content = request
+        pin = None if runtime.find is None else runtime.find(exchange.key)
+        exchange.used = runtime.timer()
+        if pin is None or ((exchange.resets or runtime.health.has_refused) and exchange.is_void(pin)):
+            pin = await _find_or_lead(exchange, is_absent=pin is None and runtime.find is not None)
+        if exchange.decides:
+            return await _decide(exchange, pin)
+        if pin is None:
+            del request, content, members  # they may be large, and the answer take minutes
+            exchange.learns = True
+            return await _attempt(exchange, exchange.open_scope(exchange.headers), _routed(exchange))
+        exchange.use(pin)
+        is_replaceable = exchange.asked != pin.model  # else there is no other request to send
+        inner = _pin_to(exchange, pin, members, content if is_replaceable else b"")
+        del request, content, members
+        if not is_replaceable:
+            return await _attempt(exchange, inner, Answer(exchange))
+        if not runtime.sessions.by_model:
+            _warn_of_an_overridden_model(exchange, pin)
+        state, guard = copy_of_state(exchange.scope), _guarded(exchange, pin)
+        await _attempt(exchange, inner, guard)
+        if guard.stage in HELD:
+            routes = guard.calls_for_routing()
+            await (_reroute(exchange, pin, guard, state) if routes else _let_out(exchange, guard, guard.let_go()))
         return None
-    members, content = request
-    pin = None if runtime.find is None else runtime.find(exchange.key)
-    exchange.used = runtime.timer()
-    if pin is None or ((exchange.resets or runtime.health.has_refused) and exchange.is_void(pin)):
-        pin = await _find_or_lead(exchange, len(content), is_absent=pin is None and runtime.find is not None)
-    if exchange.decides:
-        return await _decide(exchange, pin)
-    if pin is None:
-        del request, content, members  # they may be large, and the answer take minutes
-        exchange.learns = True
-        return await _attempt(exchange, exchange.open_scope(exchange.headers), _routed(exchange))
-    exchange.use(pin)
-    is_replaceable = exchange.asked != pin.model  # else there is no other request to send
-    inner = _pin_to(exchange, pin, members, content if is_replaceable else b"")
-    del request, content, members
-    if not is_replaceable:
-        return await _attempt(exchange, inner, Answer(exchange))
-    if not runtime.sessions.by_model:
-        _warn_of_an_overridden_model(exchange, pin)
-    state, guard = copy_of_state(exchange.scope), _guarded(exchange, pin)
-    await _attempt(exchange, inner, guard)
-    if guard.stage in HELD:
-        routes = guard.calls_for_routing()
-        await (_reroute(exchange, pin, guard, state) if routes else _let_out(exchange, guard, guard.let_go()))
-    return None
+    finally:
+        if exchange.body is not None and exchange.body.share is not None:
+            exchange.body.share.release()
 
 
 async def _read(exchange: Exchange) -> tuple[Members, bytes] | None:
@@ -76,8 +81,12 @@ async def _read(exchange: Exchange) -> tuple[Members, bytes] | None:
             return None
     body = exchange.body = RequestBody(exchange.receive)
     content = await body.read(runtime.max_request_bytes)
+    if content is None and body.why_unread is None:
+        content = await _read_on(exchange, body)
     if content is None:
-        await _ignore(exchange, b"client-disconnected" if body.cut_off else b"body-too-large", body.receive)
+        if body.overdue is None:
+            assert body.why_unread is not None
+            await _ignore(exchange, body.why_unread, body.receive)
         return None
     try:
         members = decode_members(content)
@@ -100,6 +109,18 @@ async def _read(exchange: Exchange) -> tuple[Members, bytes] | None:
     exchange.key = runtime.sessions.key(exchange.session_id, exchange.picked, asked)
     exchange.streams = asks_for_stream(members)
     return members, content
+
+
+async def _read_on(exchange: Exchange, body: RequestBody) -> bytes | None:
+    """Read a body that comes in several messages; if it takes too long, that passes it on."""
+    runtime, reader = exchange.runtime, asyncio.current_task()
+    assert reader is not None
+    pass_on = partial(_ignore, exchange, b"body-too-slow", body.receive)
+    timer = asyncio.get_running_loop().call_later(runtime.config.limits.body_seconds, body.give_up, reader, pass_on)
+    try:
+        return await body.read_on(runtime.max_request_bytes, exchange.open_share())
+    finally:
+        timer.cancel()
 
 
 def _routed(exchange: Exchange) -> Answer:
@@ -176,9 +197,9 @@ async def _let_out(exchange: Exchange, guard: Guard, sending: Awaitable[None]) -
         exchange.share_scope()
 
 
-async def _find_or_lead(exchange: Exchange, size: int, *, is_absent: bool) -> Pin | None:
+async def _find_or_lead(exchange: Exchange, *, is_absent: bool) -> Pin | None:
     slot = exchange.place()
-    slot.size, slot.is_void, slot.resets = size, exchange.is_void, exchange.resets
+    slot.hold, slot.is_void, slot.resets = exchange.hold, exchange.is_void, exchange.resets
     pin = await exchange.runtime.pins.find_or_lead(slot, is_absent=is_absent)
     exchange.used = exchange.runtime.timer()
     return pin

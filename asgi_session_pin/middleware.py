@@ -23,6 +23,7 @@ from .hold_timer import HoldTimer
 from .log import Warnings
 from .pins.health import Health
 from .pins.table import PinTable
+from .request.buffers import Buffers
 from .request.scope import CONTROL_HEADERS, HEADER_NAMES, SCOPE_KEY, SIGV4, UNUSUAL_HEADERS
 from .request.session import AskedModel, SessionReader
 from .response.decision import RememberedDecisions
@@ -210,6 +211,7 @@ def make_runtime(
         pins=pins,
         find=store.find if type(store) is MemoryStore and not is_watched else None,
         health=Health(config, clock, compares_all=bool(listeners)),
+        buffers=Buffers(config.limits.max_buffered_bytes),
         remembered=RememberedDecisions(routing.session_ttl_seconds, clock, pins.now),
         hold_timer=HoldTimer(),
         warn=warn,

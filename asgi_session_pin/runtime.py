@@ -12,6 +12,7 @@ from .log import Warnings
 from .pin import Pin
 from .pins.health import Health
 from .pins.table import PinTable
+from .request.buffers import Buffers
 from .request.session import AskedModel, SessionReader
 from .response.decision import RememberedDecisions
 from .response.rules import ModelRules
@@ -30,6 +31,7 @@ class Runtime:
     pins: PinTable
     find: Callable[[bytes], Pin | None] | None  # looks a pin up where the store can't fail and nobody listens
     health: Health
+    buffers: Buffers
     remembered: RememberedDecisions
     hold_timer: HoldTimer
     warn: Warnings

@@ -219,16 +219,20 @@ class Store(_Section, frozen=True):
 
 
 class Limits(_Section, frozen=True):
-    """Bounds on what is held in memory for one request, in bytes.
+    """Bounds on what is held in memory, and for how long.
 
     - `max_request_bytes`: a larger request body passes on without pinning.
     - `max_inspected_response_bytes`: of a response looked at for its model; the response itself has no limit.
-    - `max_waiting_bytes`: request bodies held by requests that wait for a decision, together; beyond it none waits.
+    - `max_buffered_bytes`: request bodies that are held before the app, all together; one session gets a quarter.
+      Beyond it requests stream through unpinned, and none waits for a decision. What comes in one piece counts only
+      while it waits.
+    - `body_seconds`: a request body that is not whole so long after its first piece streams through unpinned.
     """
 
     max_request_bytes: Bytes = 33_554_432
     max_inspected_response_bytes: Bytes = 8_388_608
-    max_waiting_bytes: Bytes = 67_108_864
+    max_buffered_bytes: Bytes = 268_435_456
+    body_seconds: Seconds = 30
 
 
 class Config(_Section, frozen=True):

@@ -11,7 +11,7 @@ from .turns import Turn
 AnswerT = TypeVar("AnswerT")
 
 
-def _never(pin: Pin) -> bool:
+def _never(pin: Pin | None = None) -> bool:
     return False
 
 
@@ -19,7 +19,7 @@ class Slot(Opaque):
     """The place of one request in the pin table.
 
     - `key`: of its pin.
-    - `size`: of its body in bytes, which it holds while it waits.
+    - `hold`: has its body count among those that are held, and tells whether there is room for it to wait.
     - `is_void`: tells whether a pin that is found is to be given up.
     - `resets`: whether any pin is, so that it waits for nobody.
     - `turn`: to lead, while others wait; it has to be given back.
@@ -30,7 +30,7 @@ class Slot(Opaque):
     """
 
     key: bytes
-    size: int = 0
+    hold: Callable[[], bool] = _never
     is_void: Callable[[Pin], bool] = _never
     resets: bool = False
     turn: Turn | None = None

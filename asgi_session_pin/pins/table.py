@@ -52,7 +52,6 @@ class PinTable:
         self._unpinned: LRUCache[bytes, Pin] = LRUCache(MAX_REMEMBERED)  # which no answer under way brings back
         self._turns = Turns(
             wait_seconds=routing.decision_wait_seconds,
-            max_bytes=config.limits.max_waiting_bytes,
             on_end=self._release,
         )
 
@@ -171,7 +170,7 @@ class PinTable:
     async def _wait(self, slot: Slot) -> Pin | None:
         """Wait for the choice that another request is getting, or for the turn to get it."""
         started = self._timer()
-        outcome = await self._turns.wait(slot.key, slot.size)
+        outcome = await self._turns.wait(slot.key, slot.hold)
         slot.waited_seconds = self._timer() - started
         if isinstance(outcome, Turn):
             slot.turn = outcome
@@ -182,16 +181,15 @@ class PinTable:
     async def _claim(self, slot: Slot, shared: ResilientStore) -> Pin | None:
         if shared.has_claim(slot.key):
             return None
-        with self._turns.holding(slot.size) as there_is_room:
-            found = claim_or_find(
-                slot,
-                claim=lambda: slot.timed(shared.claim(slot.key, self._lease, self._until(slot))),
-                look_up=lambda: slot.timed(self._ask(slot)),
-                timer=self._timer,
-                waits_until=self._timer() - slot.waited_seconds + self._wait_seconds,
-                may_wait=there_is_room,
-            )
-            pin = await self._leading(slot, found)
+        found = claim_or_find(
+            slot,
+            claim=lambda: slot.timed(shared.claim(slot.key, self._lease, self._until(slot))),
+            look_up=lambda: slot.timed(self._ask(slot)),
+            timer=self._timer,
+            waits_until=self._timer() - slot.waited_seconds + self._wait_seconds,
+            may_wait=slot.hold(),
+        )
+        pin = await self._leading(slot, found)
         slot.has_waited = pin is not None and slot.waited_seconds > 0
         return pin
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import ContextVar
 
 from cachetools import LRUCache
@@ -14,6 +14,7 @@ from ..log import Opaque
 from ..pin import Pin
 
 MAX_REMEMBERED = 10_000
+MAX_WAITING = 10_000  # requests, of all sessions; a quarter of them of one
 
 
 class Turn(Opaque):
@@ -30,14 +31,12 @@ _current: ContextVar[Turn | None] = ContextVar("current_turn", default=None)
 class Turns:
     """Gives turns, and takes them back. Waiting is this process's own affair, and that of one event loop at a time."""
 
-    def __init__(
-        self, *, wait_seconds: float, max_bytes: int, on_end: Callable[[bytes], None] = lambda key: None
-    ) -> None:
+    def __init__(self, *, wait_seconds: float, on_end: Callable[[bytes], None] = lambda key: None) -> None:
         self._wait_seconds = wait_seconds
         self._on_end = on_end  # called when nobody here leads for a session any longer
         self.choices = 0
         """How many there were: tells whether one was made while a slow store was asked."""
-        self._max_bytes = self._room = max_bytes
+        self._waiting = 0
         self._turns: dict[bytes, Turn] = {}
         self._unnamed: LRUCache[bytes, None] = LRUCache(MAX_REMEMBERED)  # sessions whose answers name no model
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -50,32 +49,35 @@ class Turns:
         if loop is not self._loop:  # whoever had a turn in another one is over with it
             self._loop = loop
             self._turns = {}
-            self._room = self._max_bytes
+            self._waiting = 0
         if key in self._turns:
             return None
         turn = self._turns[key] = Turn()
         _current.set(turn)
         return turn
 
-    async def wait(self, key: bytes, size: int) -> Pin | Turn | None:
-        """Wait for the choice, holding a body of *size* bytes.
+    async def wait(self, key: bytes, hold: Callable[[], bool]) -> Pin | Turn | None:
+        """Wait for the choice, if *hold* tells that there is room for the body, which is held meanwhile.
 
-        Returns the pin; or the turn to lead, which has to be given back; or None if there is nothing to wait for.
+        Returns the pin; or the turn to lead, which has to be given back; or None if there is nothing to wait for, or
+        too many do.
         """
         turn = self._turns.get(key)
-        if turn is None or turn.ran_out or size > self._room:
+        if turn is None or turn.ran_out:
             return None
         if _current.get() is turn:
             return None  # the app calls itself: this would wait for itself
         if turn.waiting is None:
             turn.waiting = deque()
+        if self._waiting >= MAX_WAITING or len(turn.waiting) >= MAX_WAITING // 4 or not hold():
+            return None
         loop = asyncio.get_running_loop()
         outcome: Outcome = loop.create_future()
         turn.waiting.append(outcome)
         timer = loop.call_later(self._wait_seconds, self._run_out, key, outcome)
+        self._waiting += 1
         try:
-            with self.holding(size):
-                result = await outcome
+            result = await outcome
             if isinstance(result, Turn):
                 _current.set(result)
             return result
@@ -87,17 +89,8 @@ class Turns:
             raise
         finally:
             timer.cancel()
-
-    @contextlib.contextmanager
-    def holding(self, size: int) -> Iterator[bool]:
-        """Count a body of *size* bytes among those that wait; tells whether there is room for it."""
-        loop = self._loop
-        self._room -= size
-        try:
-            yield self._room >= 0
-        finally:
             if loop is self._loop:
-                self._room += size
+                self._waiting -= 1
 
     def chosen(self, key: bytes, pin: Pin) -> None:
         """Tell everybody who waits for *key* which pin it is."""

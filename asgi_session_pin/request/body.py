@@ -1,10 +1,15 @@
-"""The request's body on its way to the app: read within its limit, then replayed."""
+"""The request's body on its way to the app: read within its bounds, then replayed."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from msgspec import field
 from starlette.types import Message, Receive
 
 from ..log import Opaque
 from ..wire.messages import body_of
+from .buffers import Share
 
 
 class RequestBody(Opaque):
@@ -17,37 +22,94 @@ class RequestBody(Opaque):
     server_receive: Receive
     messages: list[Message] = field(default_factory=list)
     original: bytes = b""  # what the client sent, as long as it may be sent to the app once more
-    cut_off: bool = False  # the client left before the body was whole
+    why_unread: bytes | None = None  # why it can't be looked at as a whole
+    share: Share | None = None  # of what is held before the app, where that is counted
+    part: bytearray = field(default_factory=bytearray)  # what has come of a body in several messages
+    overdue: "Overdue | None" = None  # where it took too long, and the app has it
     gone: bool = False  # the app was told that the client left
     is_kept_back: bool = False  # the app's answer is whole and does not go out: the app is told to end
 
     async def read(self, limit: int) -> bytes | None:
-        """Return the whole body, or None if it is over *limit* bytes or the client left before it was whole."""
+        """Return the body if it is whole in its first message, and not over *limit* bytes.
+
+        Otherwise `why_unread` says why it can't be used, or it does not, and more is to come: see `read_on`.
+        """
         message = await self.server_receive()
         if message["type"] != "http.request":
             self.messages.append(message)
-            self.cut_off = True
+            self.why_unread = b"client-disconnected"
             return None
         content = body_of(message)
+        if message.get("more_body"):
+            self.part += content
+            return None
         self.messages.append(message if message.get("body") is content else {**message, "body": content})
-        if not message.get("more_body"):
-            return content if len(content) <= limit else None
-        return await self._read_on(bytearray(content), limit)
+        if len(content) <= limit:
+            return content
+        self.why_unread = b"body-too-large"
+        return None
 
-    async def _read_on(self, content: bytearray, limit: int) -> bytes | None:
+    async def read_on(self, limit: int, share: Share) -> bytes | None:
+        """Return the body that comes in several messages; None: `why_unread` says why it can't be used."""
         # One buffer, not a list of messages: a client could send its bytes one by one, and empty messages without end.
-        more = True
-        while more and len(content) <= limit:
-            message = await self.server_receive()
-            if message["type"] != "http.request":
-                self.cut_off = True
-                self.messages = [{"type": "http.request", "body": bytes(content), "more_body": True}, message]
+        self.share = share
+        more, why_unread = True, self._count(len(self.part), limit, share)
+        while more and why_unread is None:
+            message = await self._receive_in_time()
+            if message is None:
                 return None
-            content += body_of(message)
-            more = message.get("more_body", False)
-        whole = bytes(content)
-        self.messages = [{"type": "http.request", "body": whole, "more_body": more}]
-        return whole if len(whole) <= limit else None
+            if message["type"] != "http.request":
+                self._end_part(True, b"client-disconnected")
+                self.messages.append(message)
+                return None
+            chunk, more = body_of(message), message.get("more_body", False)
+            self.part += chunk
+            why_unread = self._count(len(chunk), limit, share)
+        self._end_part(more, why_unread)
+        return None if why_unread else body_of(self.messages[0])
+
+    def give_up(self, reader: asyncio.Task[Any], pass_on: Callable[[], Awaitable[None]]) -> None:
+        """Pass on what has come, by a task of its own, while *reader* goes on to wait for the next message.
+
+        A server may lose a message for which nobody waits any longer.
+        """
+        self._end_part(True, b"body-too-slow")
+        self.overdue = Overdue(asyncio.ensure_future(pass_on()), reader, reader.cancelling())
+        self.overdue.call.add_done_callback(self.overdue.end_reading)
+
+    async def _receive_in_time(self) -> Message | None:
+        """Return the server's next message; None if the body was given up, and the app is done with it."""
+        try:
+            message = await self.server_receive()
+        except BaseException as error:
+            if self.overdue is None or await self.overdue.is_cancelled(error):
+                raise
+        else:
+            if self.overdue is None:
+                return message
+            self.messages.append(message)
+        self.overdue.came.set()
+        await self.overdue.call
+        return None
+
+    def _count(self, size: int, limit: int, share: Share) -> bytes | None:
+        """Count so many bytes more as held; return why the body can't be, or None."""
+        if len(self.part) > limit:
+            return b"body-too-large"
+        return None if share.take(size) else b"no-room"
+
+    def _end_part(self, more: bool, why_unread: bytes | None) -> None:
+        """Give the app what has come as one message."""
+        self.messages.append({"type": "http.request", "body": bytes(self.part), "more_body": more})
+        self.part.clear()
+        self.why_unread = why_unread
+
+    def hold(self, share: Share) -> bool:
+        """Have a body that was read at once count as held; tell whether there is room for it."""
+        if not share.take(len(body_of(self.messages[0]))):
+            return False
+        self.share = share
+        return True
 
     def put(self, content: bytes) -> None:
         """Give the app *content* in place of what was read."""
@@ -63,9 +125,39 @@ class RequestBody(Opaque):
     async def receive(self) -> Message:
         """Return the next message of the body, then whatever the server has."""
         if self.messages:
-            return self.messages.pop(0)
+            message = self.messages.pop(0)
+            if self.share is not None:
+                self.share.release()
+            return message
         if self.is_kept_back:
             return {"type": "http.disconnect"}
+        if self.overdue is not None and not self.overdue.came.is_set():
+            await self.overdue.came.wait()
+            return await self.receive()
         message = await self.server_receive()
         self.gone = message["type"] == "http.disconnect"
         return message
+
+
+class Overdue(Opaque):
+    """A body that took too long: the app's call, while the request's task still waits for the next message."""
+
+    call: asyncio.Future[None]
+    reader: asyncio.Task[Any]  # the request's
+    cancelling: int  # how often that had been cancelled
+    came: asyncio.Event = field(default_factory=asyncio.Event)  # that message, or an exception
+
+    def end_reading(self, call: asyncio.Future[None]) -> None:
+        """Have the request end: the app is done."""
+        if not self.came.is_set():
+            self.reader.cancel()
+
+    async def is_cancelled(self, error: BaseException) -> bool:
+        """Tell whether the server cancels the request, which *error* has ended the waiting of; end the call then."""
+        if not isinstance(error, asyncio.CancelledError):
+            return False  # the app gets it too, when it asks for the next message
+        if self.call.done() and self.reader.uncancel() <= self.cancelling:
+            return False
+        self.call.cancel()
+        await asyncio.gather(self.call, return_exceptions=True)
+        return True

@@ -427,3 +427,11 @@ def test_what_a_variable_in_the_name_of_an_alias_holds_is_not_shown(
 )
 def test_settings_that_can_never_work_are_refused(source: Any, told: str) -> None:
     assert faults_of(source) == [told]
+
+
+def test_a_key_of_before_is_told_what_is_in_its_place() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config.load({"limits": {"max_waiting_bytes": 1}})
+    assert caught.value.faults == (
+        "limits.max_waiting_bytes: is no key any longer, expected 'max_buffered_bytes' in its place",
+    )

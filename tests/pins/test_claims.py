@@ -266,7 +266,7 @@ async def test_a_reset_with_the_claim_decides_afresh() -> None:
 
 async def test_where_bodies_take_all_the_room_nobody_waits() -> None:
     store, router = SharedStore(), Router("a", "b")
-    one, other = processes(router, store, config=Config(limits=Limits(max_waiting_bytes=1)))
+    one, other = processes(router, store, config=Config(limits=Limits(max_buffered_bytes=1)))
     tasks = [ask(one), ask(other)]
     await pass_time()
     assert router.routed == 2

@@ -37,7 +37,7 @@ from asgi_session_pin import (
     SessionPinMiddleware,
     get_session_pin,
 )
-from asgi_session_pin.pins.turns import Turn, Turns
+from asgi_session_pin.pins.turns import MAX_WAITING, Turn, Turns
 from behaviour_document import Section, case
 
 AUTO = {"model": "auto"}
@@ -397,11 +397,15 @@ async def test_decision_wait_seconds_0_never_waits() -> None:
     assert (await call(silent, AUTO, SESSION)).pin_status == "miss"
 
 
-@case(Section.PARALLEL, "bodies of more than `max_waiting_bytes` wait", "further requests are routed at once")
-async def test_beyond_max_waiting_bytes_requests_do_not_wait() -> None:
+@case(
+    Section.PARALLEL,
+    "the bodies of those that wait are over a quarter of `max_buffered_bytes`, or over all of it with other sessions'",
+    "further requests are routed at once",
+)
+async def test_beyond_max_buffered_bytes_requests_do_not_wait() -> None:
     gateway = Steps("a", "b")
     size = len(json.dumps(AUTO))
-    app = SessionPinMiddleware(gateway, config=Config(limits=Limits(max_waiting_bytes=2 * size)))
+    app = SessionPinMiddleware(gateway, config=Config(limits=Limits(max_buffered_bytes=8 * size)))
     tasks = start(app, 4)
     await settle()
     assert gateway.asked == ["auto"] * 2, "two wait, the fourth one has no room"
@@ -415,6 +419,28 @@ async def test_beyond_max_waiting_bytes_requests_do_not_wait() -> None:
     assert gateway.asked.count("auto") == 3, "the room is free again"
     gateway.gates[-1].set()
     await asyncio.gather(*other)
+
+
+@case(Section.PARALLEL, "2,500 of one session wait, or 10,000 of all", "further requests are routed at once")
+async def test_so_many_requests_wait_at_most() -> None:
+    quarter = MAX_WAITING // 4
+    turns = Turns(wait_seconds=60)
+    keys = [b"%d" % n for n in range(5)]
+    waiting = [
+        asyncio.create_task(turns.wait(key, lambda: True)) for key in keys for _ in range(quarter + 1)
+    ]  # in contexts of their own: not within the turn
+    for key in keys:
+        turns.take(key)
+    await asyncio.sleep(0)
+    assert [task.done() for task in waiting] == ([False] * quarter + [True]) * 4 + [True] * (quarter + 1)
+    for key in keys:
+        turns.unnamed(key)
+    assert set(await asyncio.gather(*waiting)) == {None}
+    one = asyncio.create_task(wait_elsewhere(turns, b"5"))
+    turns.take(b"5")
+    await asyncio.sleep(0)
+    assert not one.done(), "there is room again"
+    one.cancel()
 
 
 @case(Section.PARALLEL, "`X-Session-Pin: reset`", "does not wait")
@@ -486,13 +512,13 @@ def test_an_instance_works_in_one_event_loop_after_the_other() -> None:
     assert told(asyncio.run(all_at_once())) == [("miss", "a"), ("wait", "a"), ("wait", "a")]
 
 
-async def wait_elsewhere(turns: Turns) -> Any:
-    return await turns.wait(b"key", 1)
+async def wait_elsewhere(turns: Turns, key: bytes = b"key") -> Any:
+    return await turns.wait(key, lambda: True)
 
 
 async def test_a_decision_at_the_very_end_of_the_wait_counts() -> None:
-    turns = Turns(wait_seconds=0.01, max_bytes=100)
-    waiting = asyncio.create_task(turns.wait(b"key", 1))  # in a context of its own: not within the turn
+    turns = Turns(wait_seconds=0.01)
+    waiting = asyncio.create_task(turns.wait(b"key", lambda: True))  # in a context of its own: not within the turn
     turn = turns.take(b"key")
     await asyncio.sleep(0)
     pin = Pin("a", 0.0)
@@ -504,8 +530,8 @@ async def test_a_decision_at_the_very_end_of_the_wait_counts() -> None:
 
 
 async def test_a_cancellation_at_the_very_end_of_the_wait_counts() -> None:
-    turns = Turns(wait_seconds=0.01, max_bytes=100)
-    waiting = asyncio.create_task(turns.wait(b"key", 1))
+    turns = Turns(wait_seconds=0.01)
+    waiting = asyncio.create_task(turns.wait(b"key", lambda: True))
     turns.take(b"key")
     await asyncio.sleep(0)
     asyncio.get_running_loop().call_soon(waiting.cancel)
@@ -589,18 +615,11 @@ async def test_a_client_that_left_while_it_waited_is_the_apps_affair() -> None:
     assert gateway.asked == ["auto", "a"]
 
 
-def test_the_room_for_those_that_wait_is_whole_again_in_another_event_loop() -> None:
-    turns = Turns(wait_seconds=5, max_bytes=100)
+def test_nobody_waits_for_whoever_had_the_turn_in_another_event_loop() -> None:
+    turns = Turns(wait_seconds=5)
 
     async def take() -> Turn | None:
         return turns.take(b"key")
 
     assert asyncio.run(take()) is not None
-    with turns.holding(80):
-        assert asyncio.run(take()) is not None, "whoever had it is over with that loop"
-        with turns.holding(80) as there_is_room:
-            assert there_is_room
-    with turns.holding(100) as there_is_room:
-        assert there_is_room
-    with turns.holding(101) as there_is_room:
-        assert not there_is_room
+    assert asyncio.run(take()) is not None
