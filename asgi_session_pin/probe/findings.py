@@ -9,7 +9,7 @@ import msgspec
 from ..config import Config, Decisions
 from ..config.patterns import Alias
 from ..pin import NamedModel
-from ..response.rules import ModelRules, is_dated, is_same_model
+from ..response.rules import ModelRules, is_same_model
 from .evidence import NONSENSE, Evidence, Reply, shown
 from .litellm import MAX_ALIASES, auto_routers, group_aliases, shorten
 from .places import DEFAULTS, rank, undated
@@ -132,9 +132,11 @@ class Examination:
         plain = undated(name)
         targets = [name, *([plain] if plain else [])]
         always = [each for each in self._names if self._answers[each] == {name}]
-        if len(always) == 1 and self._varied:
+        alike = [each for each in always if is_same_model(each.rpartition(",")[2], name)]  # PROVIDER,MODEL
+        own = alike if len(alike) == 1 else always if self._varied else []
+        if len(own) == 1:
             # Where unknown names are answered so, the name itself may be one of them.
-            targets.insert(0 if name in self._default else len(targets), always[0])
+            targets.insert(0 if name in self._default else len(targets), own[0])
         return list(dict.fromkeys(targets))
 
     def _failure(self, name: str, rules: ModelRules) -> str | None:
@@ -146,10 +148,11 @@ class Examination:
                 continue
             if not reply.served:
                 return f"was answered with {reply.outcome}"
-            found = self._find(reply, rules)
+            # Without what was asked for: an answer as gpt-4o may not count as one of a gpt-4o-mini.
+            found = rules.find_model(reply.headers, reply.members, None, None)
             if found is None and not refuses:
                 return "was answered without a name"
-            if found is not None and not _is_same(found.model, name):
+            if found is not None and not is_same_model(found.model or found.name, name):
                 told = ", its answer to any name that it does not know" if found.name in self._default else ""
                 return f"was answered as {shown(found.name)}{told}"
         return None
@@ -253,10 +256,6 @@ def _are_several(names: Iterable[str]) -> bool:
     """Tell whether names are of more than one model: a date, as in streamed answers alone, makes none of them."""
     first, *others = sorted(names) or [""]
     return not all(is_same_model(name, first) for name in others)
-
-
-def _is_same(model: str | None, name: str) -> bool:
-    return model is not None and (model == name or is_dated(model, name) or is_dated(name, model))
 
 
 def find_all(evidence: Evidence) -> list[Finding]:

@@ -218,7 +218,9 @@ def test_a_gateway_that_takes_no_name_back_cannot_be_pinned(probe: Probe) -> Non
 def test_a_name_that_is_understood_as_another_one_is_none_to_send_back(probe: Probe) -> None:
     outcome = probe(FakeGateway(claude_code_router), "claude-opus")
     assert outcome.code == 1
-    told = "'gpt-mini-2024-07-18' was answered as 'gpt-big-2024-07-18', its answer to any name that it does not know"
+    told = (
+        "'gpt-big-mini-2024-07-18' was answered as 'gpt-big-2024-07-18', its answer to any name that it does not know"
+    )
     assert told in outcome.why
     assert "At Claude Code Router they are PROVIDER,MODEL." in outcome.notes
     assert "'asgi-session-pin-probe-nonexistent', a name that does not exist: 1 of 1 served" in outcome.text
@@ -226,13 +228,26 @@ def test_a_name_that_is_understood_as_another_one_is_none_to_send_back(probe: Pr
 
 def test_where_unknown_names_are_served_the_gateways_own_names_are_sent_back(probe: Probe, file: Path) -> None:
     gateway = FakeGateway(claude_code_router)
-    outcome = probe(gateway, "claude-opus", "fake,gpt-mini", "fake,gpt-big")
-    aliases = {"gpt-mini-2024-07-18": "fake,gpt-mini", "gpt-big-2024-07-18": "fake,gpt-big"}
+    outcome = probe(gateway, "claude-opus", "fake,gpt-big-mini", "fake,gpt-big")
+    aliases = {"gpt-big-mini-2024-07-18": "fake,gpt-big-mini", "gpt-big-2024-07-18": "fake,gpt-big"}
     assert outcome.report["settings"] == {
         "routing": {"router_models": ["claude-opus"]},
         "decisions": {"aliases": aliases},
     }
     check_that_it_pins(gateway, outcome, "claude-opus", file)
+
+
+def test_where_no_name_is_routed_by_the_prompt_the_gateways_own_names_are_told_by_what_they_say(probe: Probe) -> None:
+    def by_name(asked: Asked) -> Answer:
+        return claude_code_router(asked._replace(hard=True))
+
+    outcome = probe(FakeGateway(by_name), "claude-haiku", "claude-opus", "fake,gpt-big-mini", "fake,gpt-big")
+    aliases = {"gpt-big-mini-2024-07-18": "fake,gpt-big-mini", "gpt-big-2024-07-18": "fake,gpt-big"}
+    assert outcome.report["settings"] == {
+        "routing": {"router_models": ["claude-haiku", "claude-opus"]},
+        "decisions": {"aliases": aliases},
+    }
+    assert probe(FakeGateway(by_name), "claude-haiku", "claude-opus").code == 1
 
 
 def test_a_name_that_one_other_model_answers_is_no_routers(probe: Probe, file: Path) -> None:

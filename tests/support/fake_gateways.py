@@ -164,10 +164,10 @@ def routellm(asked: Asked) -> Answer:
 
 def claude_code_router(asked: Asked) -> Answer:
     """Serves its default model for all names but a few; its own are `PROVIDER,MODEL`."""
-    names = {"claude-haiku": "gpt-mini", "fake,gpt-mini": "gpt-mini"}
+    names = {"claude-haiku": "gpt-big-mini", "fake,gpt-big-mini": "gpt-big-mini"}
     model = names.get(asked.model, "gpt-big")
     if asked.model == "claude-opus" and not asked.hard:
-        model = "gpt-mini"
+        model = "gpt-big-mini"
     return Answer(model, f"{model}-2024-07-18")
 
 

@@ -1,0 +1,107 @@
+"""The commands and programs that docs/recipes.md shows, run as they stand there."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from realworld.coding_agents import PROGRAMS
+from realworld.conftest import (
+    LITELLM,
+    PATIENCE,
+    SCRIPTS,
+    litellm_alone,
+    litellm_client,
+    litellm_environment,
+    serve_command,
+)
+from realworld.pinned_router import RECIPES, PinnedRouter, pinned_router
+from realworld.routing_provider import LARGE
+from servers import free_port
+
+ROOT = RECIPES.parent.parent
+DOCUMENT = (ROOT / "docs" / "recipes.md").read_text()
+ENVIRONMENT = {"PATH": f"{SCRIPTS}:{os.environ['PATH']}", "HOME": os.environ["HOME"], "NO_PROXY": "127.0.0.1,localhost"}
+
+
+@pytest.fixture(scope="module")
+def router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PinnedRouter]:
+    with pinned_router(tmp_path_factory.mktemp("sdk"), "sdk.yaml") as router:
+        yield router
+
+
+def test_the_commands_for_litellm_pin_a_session() -> None:
+    """Pasted into a shell, with other ports, and as much of a wait as LiteLLM takes."""
+    [commands] = re.findall(r"## LiteLLM.*?```sh\n(.*?)```", DOCUMENT, re.DOTALL)
+    for port in ("9001", "4000"):
+        commands = commands.replace(port, str(free_port()))
+    own = str(free_port())
+    commands = commands.replace("session_pin.yaml &", f"session_pin.yaml --port {own} &").replace("8080", own)
+    wait = f"until curl -sf -o /dev/null http://localhost:{own}/-/session-pin/readyz; do sleep 0.2; done"
+    commands = commands.replace("sleep 30", wait)
+    environment = {**ENVIRONMENT, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    ended = subprocess.run(
+        ["bash"],
+        input=commands,
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE,
+        check=False,
+    )
+    told = re.findall(r"^x-session-(pin-status|model): (\S+)", ended.stdout, re.MULTILINE)
+    assert told == [("pin-status", "miss"), *[("pin-status", "hit"), ("model", "mini")] * 2], (
+        ended.stdout + ended.stderr
+    )
+
+
+@pytest.mark.parametrize("program", ["openai_agents.py", "langgraph_agent.py", "ai_sdk.mjs"])
+def test_a_program_of_an_sdk_stays_on_the_routers_first_choice(
+    router: PinnedRouter, program: str, tmp_path: Path
+) -> None:
+    router.take_requests()
+    source = RECIPES / program
+    if source.suffix == ".mjs":  # node looks for packages from where the program is
+        (tmp_path / "node_modules").symlink_to(PROGRAMS.parent)
+        copy = tmp_path / program
+        copy.write_text(source.read_text())
+        command = ["node", str(copy)]
+    else:
+        command = [sys.executable, str(source)]
+    environment = {**ENVIRONMENT, "GATEWAY_URL": router.url, "GATEWAY_KEY": f"sk-{program}"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert ended.stdout.splitlines() == [f"Hello from {LARGE}."] * 2, ended.stderr
+    requests = router.take_requests()
+    assert [request["body"]["model"] for request in requests] == ["auto", LARGE]
+    assert {request["headers"]["x-session-id"] for request in requests} == {"session-1"}
+
+
+def test_a_session_of_a_balanced_group_stays_on_its_first_deployment(provider: httpx.Client, tmp_path: Path) -> None:
+    deployment = "{model: openai/gpt-4o-mini, api_base: os.environ/FAKE_PROVIDER_URL, api_key: "
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "model_list:\n" + "".join(f"- {{model_name: balanced, litellm_params: {deployment}{key}}}}}\n" for key in "ab")
+    )
+    with litellm_alone(tmp_path, litellm_environment(provider), config) as upstream:
+        command: list[str | Path] = [SCRIPTS / "asgi-session-pin", "serve", "--upstream", upstream]
+        command += ["--config", LITELLM / "balanced.yaml", "--port"]
+        with serve_command(tmp_path, *command) as url, litellm_client(url) as client:
+
+            def ask(session: str) -> tuple[str, str]:
+                body = {"model": "balanced", "messages": [{"role": "user", "content": "Hello"}]}
+                answer = client.post("/v1/chat/completions", json=body, headers={"x-session-id": session})
+                return answer.headers["x-session-pin-status"], answer.headers["x-litellm-model-id"]
+
+            firsts = {}
+            for number in range(20):
+                status, firsts[number] = ask(f"session-{number}")
+                assert status == "miss"
+            assert len(set(firsts.values())) == 2
+            for number, first in firsts.items():
+                assert {ask(f"session-{number}") for _ in range(3)} == {("hit", first)}
