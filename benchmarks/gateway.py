@@ -39,6 +39,8 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from asgi_session_pin.gateway.server_protocol import ServerProtocol
+
 EVENT = b'data: {"model": "large", "choices": [{"delta": {"content": "x"}}]}\n\n'
 CHUNK = b"%x\r\n%s\r\n" % (len(EVENT), EVENT)
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -295,8 +297,9 @@ def main() -> None:
         return asyncio.run(serve_upstream(arguments.port))
     if arguments.role:
         app = {"aiohttp": bare_aiohttp, "starlette-httpx": starlette_httpx}[arguments.role](arguments.upstream)
-        return uvicorn.run(app, port=arguments.port, http="h11", log_level="error", access_log=False, lifespan="off")
-    versions = ", ".join(f"{name} {version(name)}" for name in ("aiohttp", "uvicorn", "h11", "httpx"))
+        quiet: Any = {"log_level": "error", "access_log": False, "lifespan": "off"}
+        return uvicorn.run(app, port=arguments.port, http=ServerProtocol, **quiet)
+    versions = ", ".join(f"{name} {version(name)}" for name in ("aiohttp", "uvicorn", "uvloop", "httptools", "httpx"))
     print(f"Python {platform.python_version()}, {os.cpu_count()} cores, {versions}")
     port = free_port()
     upstream = f"http://127.0.0.1:{port}"

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from .server_protocol import ServerProtocol
 
 HEAD_SECONDS = 10
 
@@ -15,9 +15,9 @@ class SilentClients:
     def __init__(self, seconds: float = HEAD_SECONDS, clock: Callable[[], float] = monotonic) -> None:
         self._seconds = seconds
         self._clock = clock
-        self._since: dict[H11Protocol, float] = {}
+        self._since: dict[ServerProtocol, float] = {}
 
-    def drop(self, connections: Iterable[H11Protocol]) -> None:
+    def drop(self, connections: Iterable[ServerProtocol]) -> None:
         """Close those of the *connections* that have waited for too long. To be called every second or so."""
         now = self._clock()
         self._since = {each: self._since.get(each, now) for each in connections if _waits_for_a_head(each)}
@@ -26,7 +26,7 @@ class SilentClients:
                 connection.transport.close()
 
 
-def _waits_for_a_head(connection: H11Protocol) -> bool:
+def _waits_for_a_head(connection: ServerProtocol) -> bool:
     cycle: Any = connection.cycle  # None before the first one
     is_between = cycle is None or cycle.response_complete
     return is_between and connection.timeout_keep_alive_task is None  # which would end it

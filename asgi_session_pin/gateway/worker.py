@@ -11,13 +11,11 @@ from enum import Enum
 from multiprocessing.connection import Connection
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from ..config import Config
 from .proxy import create_gateway
+from .server_protocol import ServerProtocol
 from .silent_clients import SilentClients
-
-STATUS_PHRASES.update(dict.fromkeys(range(600, 1000), b""))  # an upstream may send them; uvicorn knows none
 
 _TICKS_A_SECOND = 10  # of uvicorn's main loop
 
@@ -62,7 +60,7 @@ def run_worker(
     # The upstream's `server` and `date` go through as they are. Who the client is, the proxy writes down itself.
     config = uvicorn.Config(
         create_gateway(service.upstream, service.config),
-        http="h11",  # httptools makes headers of trailers, and loses the body of a request that offers an upgrade
+        http=ServerProtocol,
         log_level=service.log_level,
         access_log=False,
         server_header=False,
@@ -128,5 +126,5 @@ class _Server(uvicorn.Server):
             if getattr(connection.cycle, "more_body", False):  # without a request there is no cycle
                 connection.transport.abort()
 
-    def _connections(self) -> Sequence[H11Protocol]:
-        return [each for each in self.server_state.connections if isinstance(each, H11Protocol)]
+    def _connections(self) -> Sequence[ServerProtocol]:
+        return [each for each in self.server_state.connections if isinstance(each, ServerProtocol)]

@@ -22,10 +22,17 @@ from asgi_driver import body_messages, http_scope, receive_from
 from asgi_session_pin import Config, ConfigError, Gateway
 from asgi_session_pin.gateway.forwarding import has_body, target
 from asgi_session_pin.gateway.proxy import ReverseProxy, create_gateway
+from asgi_session_pin.gateway.server_protocol import ServerProtocol
 from behaviour_document import Section, case
 from servers import free_port, serve_app, wait_until
 
-AS_IT_IS = {"server_header": False, "date_header": False, "proxy_headers": False}
+AS_IT_IS: dict[str, Any] = {"server_header": False, "date_header": False, "proxy_headers": False}
+
+
+@pytest.fixture(autouse=True, params=[ServerProtocol, "h11"], ids=["httptools", "h11"])
+def _http(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serve by either parser: by that of `serve`, and by that which uvicorn takes where it is alone."""
+    monkeypatch.setitem(AS_IT_IS, "http", request.param)
 
 
 @contextmanager
@@ -445,10 +452,9 @@ async def test_what_runs_outside_after_the_last_message_is_not_cancelled() -> No
         (b"OPTIONS * HTTP/1.1", b"OPTIONS * HTTP/1.1"),
     ],
 )
-@pytest.mark.parametrize("http", ["h11", "httptools"])
-def test_targets_of_every_form_reach_the_upstream(line: bytes, expected: bytes, http: str) -> None:
+def test_targets_of_every_form_reach_the_upstream(line: bytes, expected: bytes) -> None:
     with socket_upstream(answer_ok) as (upstream, heads):
-        with serve_app(create_gateway(f"{upstream}/base"), http=http, **AS_IT_IS) as url:
+        with serve_app(create_gateway(f"{upstream}/base"), **AS_IT_IS) as url:
             assert _ask(url, line + b"\r\nHost: a\r\nConnection: close\r\n\r\n").startswith(b"HTTP/1.1 200")
         assert heads[0].split(b"\r\n")[0] == expected
 
@@ -470,7 +476,7 @@ def test_tunnels_and_websockets_are_refused() -> None:
 
 def test_conflicting_framing_is_settled_before_it_is_forwarded() -> None:
     with socket_upstream(answer_ok) as (upstream, heads):
-        with serve_app(create_gateway(upstream), http="h11", **AS_IT_IS) as url:
+        with serve_app(create_gateway(upstream), **AS_IT_IS) as url:
             request = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\nTransfer-Encoding: chunked\r\n"
             answer = _ask(url, request + b"Connection: close\r\n\r\n2\r\nhi\r\n0\r\n\r\n")
         assert answer.split(b"\r\n")[0] in (b"HTTP/1.1 200 OK", b"HTTP/1.1 400 Bad Request")

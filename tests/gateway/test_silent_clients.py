@@ -3,29 +3,11 @@
 import asyncio
 from typing import Any
 
-import uvicorn
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from asgi_session_pin.gateway.silent_clients import SilentClients
 from behaviour_document import Section, case
-
-
-class Transport(asyncio.Transport):
-    """Takes what is written."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.is_closed = False
-
-    def write(self, data: Any) -> None:
-        pass
-
-    def is_closing(self) -> bool:
-        return self.is_closed
-
-    def close(self) -> None:
-        self.is_closed = True
+from client_connections import Transport, connect, settle
 
 
 async def answer(scope: Scope, receive: Receive, send: Send) -> None:
@@ -35,14 +17,11 @@ async def answer(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body"})
 
 
-async def connection_that_got(*pieces: bytes) -> tuple[H11Protocol, Transport]:
-    config = uvicorn.Config(answer, http="h11", lifespan="off", log_level="error")
-    config.load()
-    connection, transport = H11Protocol(config, uvicorn.Server(config).server_state, {}), Transport()
-    connection.connection_made(transport)
+async def connection_that_got(*pieces: bytes) -> tuple[Any, Transport]:
+    connection, transport = await connect(answer)
     for piece in pieces:
         connection.data_received(piece)
-        await asyncio.sleep(0.01)
+        await settle()
     return connection, transport
 
 

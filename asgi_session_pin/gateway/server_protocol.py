@@ -1,0 +1,176 @@
+"""Connections of clients: uvicorn's protocol over httptools, without what makes it unfit for a proxy.
+
+Over h11 uvicorn serves half as many requests. But httptools tells trailers as headers, takes the body of a request that
+offers an upgrade for another protocol, and lets heads in that are of any size and name several hosts or none.
+"""
+
+import asyncio
+from typing import Any
+from urllib.parse import unquote
+
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+STATUS_LINE.update((status, b"HTTP/1.1 %d \r\n" % status) for status in range(600, 1000))  # an upstream may send them
+
+_MAX_HEAD_BYTES = 65_536  # of a request's head, and of all else that httptools keeps until it is whole, as trailers
+_MAX_PIPELINED = 100
+
+
+class ServerProtocol(HttpToolsProtocol):
+    """One connection of a client.
+
+    Where it relies on how uvicorn works inside, `tests/gateway/test_server_protocol.py` shows that it still does.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._is_in_head = False
+        self._is_declining = False
+        self._unparsed = 0  # bytes since the parser told of anything but headers
+        self._unanswered: list[_Cycle] = []  # in their order: the first one runs
+
+    def data_received(self, data: bytes) -> None:
+        """Take what the client sent."""
+        self._unset_keepalive_if_required()
+        self._unparsed += len(data)
+        try:
+            self._parse(data)
+        except HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+        else:
+            if self._unparsed > _MAX_HEAD_BYTES:
+                self.send_400_response("The head of the request is too large.")
+
+    def _parse(self, data: bytes) -> None:
+        while data:
+            try:
+                return self.parser.feed_data(data)
+            except HttpParserUpgrade as upgrade:
+                if self._should_upgrade():
+                    return self.handle_websocket_upgrade()
+                data = data[upgrade.args[0] :]
+            self._decline_upgrade()
+        return None
+
+    def _decline_upgrade(self) -> None:
+        """Go on with a parser that knows of no offer, and takes what follows for the body that it is."""
+        framing = [each for each in self.headers if each[0] in (b"content-length", b"transfer-encoding")]
+        self.parser = HttpRequestParser(self)
+        self._is_declining = True
+        self.parser.feed_data(b"".join([b"POST / HTTP/1.1\r\n", *(b"%s: %s\r\n" % each for each in framing), b"\r\n"]))
+        self._is_declining = False
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        super().on_message_begin()
+        self._is_in_head = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header, or a trailer, which is dropped."""
+        if self._is_in_head:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Call the app, as soon as all requests before this one are answered."""
+        self._is_in_head = False
+        self._unparsed = 0
+        if self._is_declining:
+            return
+        self.scope["method"] = self.parser.get_method().decode()
+        if self.parser.should_upgrade() and self._should_upgrade():
+            return
+        version = self.parser.get_http_version()
+        self._check(version)
+        raw_path, _, query = self.url.partition(b"?")
+        self.scope["http_version"] = version
+        self.scope["path"] = self.root_path + unquote(raw_path.decode("ascii"))
+        self.scope["raw_path"] = self.root_path.encode("ascii") + raw_path
+        self.scope["query_string"] = query
+        self.cycle = cycle = self._make_cycle(may_stay=version == "1.1" and self.parser.should_keep_alive())
+        self._unanswered.append(cycle)
+        if len(self._unanswered) == 1:
+            self._start_asgi_task(cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self.app))
+
+    def _check(self, version: str) -> None:
+        """Raise ValueError for what h11 refuses, too."""
+        names = [name for name, _ in self.headers]
+        hosts = names.count(b"host")
+        if version not in ("1.0", "1.1") or hosts > 1 or hosts < (version == "1.1"):
+            raise ValueError("a request of 1.0 or 1.1 that names its host")
+        codings = [value.lower() for name, value in self.headers if name == b"transfer-encoding"]
+        if codings not in ([], [b"chunked"]):  # what is gzip, too, would arrive as if it were not
+            raise ValueError("chunks without any other coding")
+        if len(self._unanswered) > _MAX_PIPELINED:
+            raise ValueError("fewer requests at once")
+
+    def _make_cycle(self, may_stay: bool) -> "_Cycle":
+        return _Cycle(
+            scope=self.scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=may_stay,
+            on_response=self.on_response_complete,
+        )
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of the body."""
+        self._unparsed = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """End a request, unless the parser only says so as it takes what follows for another protocol."""
+        self._unparsed = 0
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Go on with the next request."""
+        self._unanswered.pop(0)
+        super().on_response_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the apps: uvicorn tells only the one whose request came last."""
+        for cycle in self._unanswered:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what came, and close the connection."""
+        self.logger.warning(msg)
+        if self._unanswered:
+            self.transport.close()  # it would come in the midst of another answer
+        else:
+            super().send_400_response(msg)
+
+
+class _Cycle(RequestResponseCycle):
+    """A request and its answer, which comes in chunks only if the client knows them, and with no body if it has none.
+
+    An answer to HTTP/1.0 ends with the connection. One of 204 or 304 has none, whatever its `content-length` says.
+    """
+
+    _is_empty = False
+
+    async def send(self, message: Any) -> None:
+        """Send a part of the answer (ASGI)."""
+        is_old = self.scope["http_version"] == "1.0"
+        if message["type"] == "http.response.start":
+            self._is_empty = message["status"] in (204, 304)
+            if is_old:
+                self.chunked_encoding = False
+        elif self._is_empty:
+            self.expected_content_length = 0
+        elif is_old:
+            self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)
