@@ -19,8 +19,9 @@ from .request.body import RequestBody
 from .request.scope import PINNED, copy_of_state, pinned_headers, put_state, why_unreadable
 from .request.session import asked_model, asks_for_response, asks_for_stream
 from .response.decision import DecisionEditor, Edit, ask_for_identity, reply, tell_choice, tell_pin
+from .response.restore import Restorer
 from .wire.headers import Headers
-from .wire.json import Members, decode_members, put_model
+from .wire.json import Members, decode_members, find_string, put_model
 
 HELD = (Stage.WAITING, Stage.HOLDING, Stage.FAILING, Stage.DROPPED)  # nothing of the answer has gone out
 
@@ -108,6 +109,8 @@ async def _read(exchange: Exchange) -> tuple[Members, bytes] | None:
         return None
     exchange.key = runtime.sessions.key(exchange.session_id, exchange.picked, asked)
     exchange.streams = asks_for_stream(members)
+    if runtime.config.restore_model and not exchange.decides:
+        _restore_model(exchange, members)
     return members, content
 
 
@@ -121,6 +124,14 @@ async def _read_on(exchange: Exchange, body: RequestBody) -> bytes | None:
         return await body.read_on(runtime.max_request_bytes, exchange.open_share())
     finally:
         timer.cancel()
+
+
+def _restore_model(exchange: Exchange, members: Members) -> None:
+    """Have the answer name the model that the client asked for, behind all that looks at it."""
+    asked = find_string(members, ("model",))
+    if asked is not None:
+        limit = exchange.runtime.rules.max_bytes
+        exchange.send = Restorer(exchange.send, asked, streams=exchange.streams, max_bytes=limit).send
 
 
 def _routed(exchange: Exchange) -> Answer:

@@ -20,7 +20,7 @@ def test_every_public_name_is_there_and_documented() -> None:
 
 
 def test_every_setting_is_documented() -> None:
-    sections = [field.type for field in msgspec.structs.fields(Config) if field.name != "response_headers"]
+    sections = [field.type for field in msgspec.structs.fields(Config) if field.type is not bool]
     for section in [Config, *sections]:
         if isinstance(section, type) and issubclass(section, msgspec.Struct):
             own = [field.name for field in msgspec.structs.fields(section) if field.type not in sections]

@@ -240,6 +240,8 @@ class Config(_Section, frozen=True):
 
     - `endpoints`: tried in order, the first match counts.
     - `response_headers`: False sends the client none of our headers.
+    - `restore_model`: answers name the model that the client asked for, in JSON and events; a JSON answer is held until
+      it is whole, and what is compressed goes as it is, which `X-Session-Pin-Status` tells.
     """
 
     routing: Routing = Routing()
@@ -262,6 +264,7 @@ class Config(_Section, frozen=True):
     limits: Limits = Limits()
     gateway: Gateway = Gateway()
     response_headers: bool = True
+    restore_model: bool = False
 
     @classmethod
     def load(cls, source: str | os.PathLike[str] | Mapping[str, Any] | Config | None) -> Config:

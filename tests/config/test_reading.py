@@ -16,7 +16,8 @@ BYTES_EXPECTED = "expected a whole number of bytes from 1 to 1,000,000,000,000"
 SECRET_EXPECTED = "expected a string or null"
 URL_EXPECTED = 'expected "memory://", "sqlite:///FILE", "redis://HOST:PORT/DB" or "rediss://HOST:PORT/DB"'
 ANY_SECTION = (
-    "expected one of routing, sessions, decisions, endpoints, failover, store, limits, gateway, response_headers"
+    "expected one of routing, sessions, decisions, endpoints, failover, store, limits, gateway, response_headers, "
+    "restore_model"
 )
 
 

@@ -35,7 +35,7 @@ def files() -> st.SearchStrategy[dict[str, Any]]:
             sections[field] = st.one_of(st.none(), st.fixed_dictionaries({}, optional=keys))
     endpoint = st.fixed_dictionaries({}, optional={"path": TEXTS, "kind": TEXTS, "other": TEXTS})
     sections["endpoints"] = st.one_of(VALUES, st.lists(endpoint, max_size=3))
-    sections["response_headers"] = SCALARS
+    sections |= {"response_headers": SCALARS, "restore_model": SCALARS}
     return st.fixed_dictionaries({}, optional=sections)
 
 
