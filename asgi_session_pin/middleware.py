@@ -99,6 +99,13 @@ class SessionPinMiddleware:
                         return await self.app(scope, receive, send)
                     finally:
                         scope.pop(SCOPE_KEY, None)
+        elif scope["type"] == "websocket":
+            if self._endpoint(scope["path"]) is not None and SCOPE_KEY not in scope:
+                scope[SCOPE_KEY] = None
+                try:
+                    return await self.app(scope, receive, send)
+                finally:
+                    scope.pop(SCOPE_KEY, None)
         elif scope["type"] == "lifespan":
             send = self._closing(send)
         await self.app(scope, receive, send)

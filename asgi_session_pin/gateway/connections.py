@@ -80,6 +80,8 @@ class UpstreamConnection(ResponseHandler):
             if data:
                 self.close()
             return
+        if self.upgraded:
+            return super().data_received(data)
         rest = self._read_head(data) if data and self._answer is None else data
         if self._answer is None:
             if rest and self.exception() is None:
@@ -104,6 +106,8 @@ class UpstreamConnection(ResponseHandler):
         while self._answer is None and self.exception() is None and (end := data.find(b"\r\n\r\n") + 4) > 3:
             super().data_received(data[:end])
             data = data[end:]
+            if self.upgraded:
+                break
         return data
 
     def _break_answer(self, error: BaseException) -> None:

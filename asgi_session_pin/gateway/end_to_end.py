@@ -15,6 +15,10 @@ from .forwarded import Forwarded, is_forwarded
 HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-connection proxy-authenticate te trailer transfer-encoding upgrade expect".split()
 )
+# RFC 6455, section 4: of a websocket's handshake with one side, which has no body.
+HANDSHAKE_HEADERS = frozenset(
+    b"sec-websocket-key sec-websocket-version sec-websocket-extensions sec-websocket-accept content-length".split()
+)
 _HANDLED = HOP_BY_HOP | {b"host"}
 _USUAL = frozenset({b"close", b"keep-alive", b"upgrade"})  # what `connection` says, but for names of headers
 _MAX_KNOWN = 1024

@@ -8,6 +8,7 @@ from starlette.types import Scope
 
 from ..wire.headers import Headers
 
+_SCHEMES = {"ws": b"http", "wss": b"https"}
 _ADDED_TO = {b"x-forwarded-for", b"forwarded"}
 
 
@@ -38,7 +39,8 @@ class Forwarded:
             headers.append((b"x-forwarded-for", b", ".join(hops)))
         names = {name for name, _ in told}
         if b"x-forwarded-proto" not in names:
-            headers.append((b"x-forwarded-proto", scope.get("scheme", "http").encode()))
+            scheme = scope.get("scheme", "http")
+            headers.append((b"x-forwarded-proto", _SCHEMES.get(scheme) or scheme.encode()))
         if b"x-forwarded-host" not in names and host is not None:
             headers.append((b"x-forwarded-host", host))
         if b"forwarded" in names and client is not None:  # RFC 7239, sections 4 and 6

@@ -1,12 +1,14 @@
 """What a request is to a reverse proxy, and what the proxy says itself."""
 
-from typing import Any
 from urllib.parse import quote
 
+import aiohttp
 from starlette.responses import JSONResponse, Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Scope
 
 from ..request.scope import FRAMING_HEADERS
+
+FAILURES = (aiohttp.ClientError, OSError)  # of an upstream; TimeoutError is an OSError
 
 
 def inner_path(scope: Scope) -> str:
@@ -42,7 +44,9 @@ def has_body(scope: Scope) -> bool:
 
 def wants_websocket(scope: Scope) -> bool:
     """Tell whether a request asks for a websocket (RFC 6455, section 4.1)."""
-    return any(name.lower() == b"upgrade" and value.lower() == b"websocket" for name, value in scope["headers"])
+    return scope["method"] == "GET" and any(
+        name.lower() == b"upgrade" and value.lower() == b"websocket" for name, value in scope["headers"]
+    )
 
 
 def error_response(status: int, message: str, code: str) -> Response:
@@ -51,10 +55,22 @@ def error_response(status: int, message: str, code: str) -> Response:
     return JSONResponse({"error": details}, status)
 
 
-async def refuse_websocket(scope: Scope, receive: Receive, send: Send) -> None:
-    """Refuse a websocket."""
-    if "websocket.http.response" in scope.get("extensions", {}):
-        response: Any = error_response(501, "Websockets are not forwarded.", "not_implemented")
-        await response(scope, receive, send)
-    else:
-        await send({"type": "websocket.close", "code": 1003, "reason": "websockets are not forwarded"})
+def upgrade_required(scope: Scope, message: str) -> Response:
+    """Return what makes clients of a websocket ask by HTTP instead, at once (RFC 9110, section 15.5.22)."""
+    response = error_response(426, message, "websocket_not_supported")
+    if scope.get("http_version", "1.1").startswith("1"):
+        response.headers["upgrade"] = "HTTP/1.1"
+        response.headers["connection"] = "upgrade"
+    return response
+
+
+def no_answer(error: Exception) -> Response:
+    """Return the answer for an upstream that did not answer. Its URL is the operator's affair."""
+    if isinstance(error, TimeoutError):
+        return error_response(504, "The upstream gateway did not answer in time.", "upstream_timeout")
+    return error_response(502, "The upstream gateway can't be reached or did not answer.", "upstream_unavailable")
+
+
+def not_sent() -> Response:
+    """Return the answer to a request that can't be sent to the upstream."""
+    return error_response(400, "The request can't be forwarded as it is.", "invalid_request")

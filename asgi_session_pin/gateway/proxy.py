@@ -13,9 +13,10 @@ from ..events import Listener
 from ..middleware import SessionPinMiddleware
 from ..stores import PinStore
 from ..wire.url import read_upstream
-from .forwarding import error_response, inner_path, refuse_websocket, wants_websocket
+from .forwarding import error_response, inner_path, upgrade_required, wants_websocket
 from .relay import Relay
 from .upstream import Upstream
+from .websocket import WebSocketRelay
 
 
 def create_gateway(
@@ -38,7 +39,7 @@ def create_gateway(
 
 
 class ReverseProxy:
-    """Forwards each request to *upstream*, byte for byte, and streams both ways.
+    """Forwards each request to *upstream*, byte for byte, and streams both ways. So it does with websockets.
 
     It follows no redirect, keeps no cookie, decodes nothing, and adds no header but `X-Forwarded-For`, `-Proto` and
     `-Host`. *clock* tells seconds that only go forward. Raises ValueError for an *upstream* that is no http or https
@@ -58,9 +59,14 @@ class ReverseProxy:
         if scope["type"] == "lifespan":
             return await self._live(receive, send)
         if scope["type"] == "websocket":
-            return await refuse_websocket(scope, receive, send)
-        if scope["method"] == "CONNECT" or wants_websocket(scope):
-            answer = error_response(501, "Tunnels and websockets are not forwarded.", "not_implemented")
+            return await WebSocketRelay(self._upstream, scope, receive, send).run()
+        if scope["method"] == "CONNECT":
+            answer = error_response(501, "Tunnels are not forwarded.", "not_implemented")
+            return await answer(scope, receive, send)
+        if wants_websocket(scope):
+            answer = upgrade_required(
+                scope, "This server has no websockets, which uvicorn has with websockets or wsproto."
+            )
             return await answer(scope, receive, send)
         if scope["method"] in ("GET", "HEAD"):
             path = inner_path(scope)

@@ -6,11 +6,10 @@ from collections.abc import AsyncIterator
 from enum import Enum
 
 import aiohttp
-from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from ..log import names_of
-from .forwarding import error_response, has_body
+from .forwarding import FAILURES, has_body, no_answer, not_sent
 from .sending import Body
 from .upstream import Upstream
 
@@ -18,8 +17,6 @@ logger = logging.getLogger("asgi_session_pin.gateway")
 
 _UNWATCHED_SECONDS = 0.05  # most plain answers are there by then, without a task that waits for the client to leave
 _WHOLE_BYTES = 1_048_576  # of more in one piece aiohttp warns
-
-_failures = (aiohttp.ClientError, OSError)  # TimeoutError is an OSError
 
 
 class UpstreamBroke(Exception):
@@ -75,12 +72,11 @@ class Relay:
     async def _forward(self) -> None:
         try:
             answer, headers = await self._upstream.ask(self._scope, await self._body())
-        except _failures as error:  # some of which are ValueErrors, too
+        except FAILURES as error:  # some of which are ValueErrors, too
             return await self._fail(error)
         except ValueError:
             self._stop_watching()
-            response = error_response(400, "The request can't be forwarded as it is.", "invalid_request")
-            return await response(self._scope, self._receive, self._send)
+            return await not_sent()(self._scope, self._receive, self._send)
         self._has_answered = True
         try:
             await self._send({"type": "http.response.start", "status": answer.status, "headers": headers})
@@ -93,7 +89,7 @@ class Relay:
         while more:
             try:
                 chunk = await content.readany()
-            except _failures as error:
+            except FAILURES as error:
                 return await self._fail(error)
             more = not content.at_eof()
             if not more:
@@ -106,7 +102,7 @@ class Relay:
         if self._has_answered:
             raise UpstreamBroke(names_of(error)) from None  # the server logs it, with all that is chained to it
         logger.warning("the upstream did not answer: %s", names_of(error))
-        await _failure(error)(self._scope, self._receive, self._send)
+        await no_answer(error)(self._scope, self._receive, self._send)
 
     async def _body(self) -> Body:
         if not has_body(self._scope):
@@ -162,10 +158,3 @@ class Relay:
         while (await self._receive())["type"] != "http.disconnect":
             pass  # the empty body of a request without one
         self._give_up(_Reason.LEFT)
-
-
-def _failure(error: Exception) -> Response:
-    """Return the answer for an upstream that did not answer. Its URL is the operator's affair."""
-    if isinstance(error, TimeoutError):
-        return error_response(504, "The upstream gateway did not answer in time.", "upstream_timeout")
-    return error_response(502, "The upstream gateway can't be reached or did not answer.", "upstream_unavailable")

@@ -21,10 +21,11 @@ _find_in_values = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]").search
 
 
 class Request:
-    """A request as it is sent. Raises ValueError for what can't be."""
+    """A request as it is sent; *upgrades*: it offers to switch protocols. Raises ValueError for what can't be sent."""
 
-    def __init__(self, method: bytes, target: bytes, headers: Headers, body: Body) -> None:
+    def __init__(self, method: bytes, target: bytes, headers: Headers, body: Body, *, upgrades: bool = False) -> None:
         self.body = body
+        self.upgrades = upgrades
         self.length: int | None = None  # of a body that streams; None: in chunks
         if body is not None:
             headers = self._framed(headers)
@@ -63,7 +64,14 @@ class Answer:
         self.status: int = head.code
         self.headers: tuple[tuple[bytes, bytes], ...] = head.raw_headers
         self.content: aiohttp.StreamReader = content
-        content.on_eof(self._end)
+        if self.status != 101:
+            content.on_eof(self._end)
+
+    def take_connection(self) -> Connection:
+        """Return the connection, for whoever goes on with it: the upstream has switched protocols."""
+        connection, self._connection = self._connection, None
+        assert connection is not None
+        return connection
 
     def close(self) -> None:
         """Give the connection up, if the answer was not read to its end."""
@@ -100,7 +108,7 @@ async def send_request(connection: Connection, request: Request, **reading: Any)
             protocol.transport.write(request.head)
             sending = asyncio.get_running_loop().create_task(_send(protocol, request.body, request.length))
         head, content = await protocol.read()
-        while head.code < 200:
+        while head.code < 200 and not (head.code == 101 and request.upgrades):
             if head.code == 101:
                 raise aiohttp.ClientConnectionError("there was no offer to switch protocols")
             head, content = await protocol.read()

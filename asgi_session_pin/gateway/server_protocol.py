@@ -53,6 +53,10 @@ class ServerProtocol(HttpToolsProtocol):
             self._decline_upgrade()
         return None
 
+    def _should_upgrade(self) -> bool:
+        """Tell whether a request opens a websocket (RFC 6455, section 4.1) that comes in the midst of no answer."""
+        return self.scope["method"] == "GET" and not self._unanswered and super()._should_upgrade()
+
     def _decline_upgrade(self) -> None:
         """Go on with a parser that knows of no offer, and takes what follows for the body that it is."""
         framing = [each for each in self.headers if each[0] in (b"content-length", b"transfer-encoding")]

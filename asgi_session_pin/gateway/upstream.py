@@ -12,10 +12,10 @@ from starlette.types import Scope
 from yarl import URL
 
 from ..config import ConfigError, Gateway
-from ..wire.headers import Headers
+from ..wire.headers import Headers, without
 from ..wire.url import base_path
 from .connections import Connector
-from .end_to_end import RequestHeaders, ResponseHeaders
+from .end_to_end import HANDSHAKE_HEADERS, RequestHeaders, ResponseHeaders
 from .forwarding import target
 from .sending import Answer, Body, Request, send_request
 
@@ -54,14 +54,19 @@ class Upstream:
         }
         self._bound: _Bound | None = None
 
-    async def ask(self, scope: Scope, body: Body) -> tuple[Answer, Headers]:
+    async def ask(self, scope: Scope, body: Body, upgrade: Headers | None = None) -> tuple[Answer, Headers]:
         """Forward a request. Return the answer as soon as its head is there, and the headers for the client.
 
-        Raises ValueError for a request that can't be sent as it is, ClientError or OSError (TimeoutError is one) for an
-        upstream that does not answer.
+        *upgrade*: the headers of a websocket's handshake, in place of the client's. Raises ValueError for a request
+        that can't be sent as it is, ClientError or OSError (TimeoutError is one) for an upstream that does not answer.
         """
         headers = [(b"host", self._host), *self._request_headers.make(scope)]
-        answer = await self._send(Request(scope["method"].encode(), target(scope, self._base), headers, body))
+        if upgrade is not None:
+            headers = [*without(headers, HANDSHAKE_HEADERS), *upgrade]
+        method = scope.get("method", "GET").encode()  # a websocket has none
+        answer = await self._send(
+            Request(method, target(scope, self._base), headers, body, upgrades=upgrade is not None)
+        )
         try:
             return answer, self._response_headers.make(answer.headers, scope.get("root_path", ""))
         except ValueError as error:

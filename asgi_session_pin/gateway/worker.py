@@ -16,6 +16,7 @@ from ..config import Config
 from .proxy import create_gateway
 from .server_protocol import ServerProtocol
 from .silent_clients import SilentClients
+from .websocket import MAX_MESSAGE_BYTES
 
 _TICKS_A_SECOND = 10  # of uvicorn's main loop
 
@@ -67,11 +68,22 @@ def run_worker(
         date_header=False,
         proxy_headers=False,
         lifespan="on",
-        ws="none",
+        ws="websockets-sansio",
+        ws_max_size=MAX_MESSAGE_BYTES,
+        ws_ping_timeout=None,  # clients that run a tool may not answer for long
+        ws_per_message_deflate=False,
         timeout_keep_alive=service.config.gateway.client_keepalive_seconds,  # type: ignore[arg-type] # as below
         timeout_graceful_shutdown=limits.streams,  # type: ignore[arg-type] # it goes to asyncio as it is
     )
+    _keep_requests_out_of_logs()
     _Server(config, limits, supervisor).run(sockets)
+
+
+def _keep_requests_out_of_logs() -> None:
+    """Have no lines for each websocket, where its query may hold a key; at DEBUG there would be its frames."""
+    log = logging.getLogger("uvicorn.error")
+    log.setLevel(max(log.level, logging.INFO))
+    log.addFilter(lambda record: not str(record.msg).startswith(('%s - "WebSocket ', "connection ")))
 
 
 def set_up_logging(level: str) -> None:

@@ -63,6 +63,11 @@ def test_without_a_host_none_is_told() -> None:
     assert Forwarded(()).headers(http_scope(), None, []) == [(b"x-forwarded-proto", b"http")]
 
 
+@pytest.mark.parametrize(("scheme", "told"), [("ws", b"http"), ("wss", b"https"), ("https", b"https")])
+def test_a_websocket_is_forwarded_as_what_it_came_over(scheme: str, told: bytes) -> None:
+    assert Forwarded(()).headers({**http_scope(), "scheme": scheme}, None, []) == [(b"x-forwarded-proto", told)]
+
+
 def test_names_that_tell_of_the_way() -> None:
     assert all(map(is_forwarded, [b"x-forwarded-anything", b"forwarded", b"x-real-ip"]))
     assert not any(map(is_forwarded, [b"x-forward", b"x-real", b"host"]))

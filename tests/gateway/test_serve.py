@@ -18,8 +18,10 @@ import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocket
+from websockets.sync.client import connect
 
 from asgi_session_pin.cli import main
 from asgi_session_pin.gateway.serve import bind
@@ -284,6 +286,28 @@ def test_what_the_server_does_for_an_upstreams_answers(file: Path) -> None:
                 connection.recv(65_536)
                 connection.sendall(head)
                 assert asking.result(PATIENCE).status_code == 777
+
+
+def test_it_forwards_websockets_and_has_nothing_of_them_in_its_log() -> None:
+    async def echo(websocket: WebSocket) -> None:
+        await websocket.accept()
+        async for message in websocket.iter_text():
+            await websocket.send_text(message)
+
+    secret = "secret-" + "x" * 2**24
+    upstream_app = Starlette(routes=[WebSocketRoute("/v1/realtime", echo)])
+    with serve_app(upstream_app, ws="websockets-sansio", ws_max_size=2**25) as upstream:
+        with serving("--upstream", upstream, "--log-level", "debug") as (url, process):
+            address = f"{url.replace('http', 'ws')}/v1/realtime?key=secret"
+            headers = {"x-api-key": "secret"}
+            with connect(address, additional_headers=headers, max_size=None, proxy=None) as client:
+                assert client.response is not None
+                assert "sec-websocket-extensions" not in client.response.headers
+                message = secret[: 2**24]
+                client.send(message)
+                assert client.recv() == message
+        _, log = process.communicate(timeout=PATIENCE)
+    assert "secret" not in log
 
 
 @pytest.mark.parametrize(

@@ -37,10 +37,12 @@ class App:
         await send({"type": "http.response.body", "body": b"ok"})
 
 
-async def arrived(pieces: list[bytes], http: type[asyncio.Protocol] = ServerProtocol) -> tuple[App, bytes]:
+async def arrived(
+    pieces: list[bytes], http: type[asyncio.Protocol] = ServerProtocol, **options: Any
+) -> tuple[App, bytes]:
     """Return what the app got when a client sent *pieces*, and all that the client got."""
     app = App()
-    connection, transport = await connect(app, http)
+    connection, transport = await connect(app, http, **options)
     for piece in pieces:
         if not transport.is_closing():
             connection.data_received(piece)
@@ -79,6 +81,17 @@ async def test_a_body_arrives_whole_whatever_is_offered_and_trailers_are_no_head
         assert (names.count(b"host"), names.count(b"upgrade"), b"x-trailer" in names) == (1, bool(offer), False)
         assert scope["path"] == "/a"
     assert app.requests[2][0]["path"] == "/last"
+
+
+async def test_a_websocket_is_opened_by_get_and_not_before_what_came_earlier_is_answered() -> None:
+    get = b"GET /b HTTP/1.1\r\nHost: a\r\n%s\r\n"
+    sent = post(more=WEBSOCKET) + get % b"" + get % WEBSOCKET + get % b""
+    app, answers = await arrived([sent], ws="websockets-sansio")
+    assert [(scope["type"], scope["path"], body) for scope, body in app.requests] == [
+        ("http", "/a", b"body"),
+        *[("http", "/b", b"")] * 3,
+    ]
+    assert answers == OK * 4
 
 
 async def test_an_offer_without_a_body_and_a_tunnel_are_requests_as_others() -> None:
