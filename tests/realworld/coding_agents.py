@@ -108,15 +108,9 @@ class Codex(Agent):
         super().__init__(home, router, pinned=pinned)
         (home / ".codex").mkdir()
         (home / ".codex" / "config.toml").write_text(f"""
-model_provider = "gateway"
 model_context_window = 200000
 check_for_update_on_startup = false
-
-[model_providers.gateway]
-name = "My gateway"
-base_url = "{self.url}/v1"
-env_key = "GATEWAY_KEY"
-wire_api = "responses"
+{self.provider()}
 
 [features]
 plugins = false
@@ -125,12 +119,41 @@ plugins = false
 enabled = false
 """)
 
+    def provider(self) -> str:
+        """Return the settings that name the gateway."""
+        return f"""
+model_provider = "gateway"
+
+[model_providers.gateway]
+name = "My gateway"
+base_url = "{self.url}/v1"
+env_key = "GATEWAY_KEY"
+wire_api = "responses"
+"""
+
     def command(self, model: str, resume: bool) -> list[str]:
         last = ["resume", "--last"] if resume else []
         return ["codex", "exec", "--skip-git-repo-check", "--model", model, *last, "-"]
 
     def environment(self, model: str) -> dict[str, str]:
         return {"GATEWAY_KEY": "sk-realworld"}
+
+
+class CodexByWebsocket(Codex):
+    """Codex, which asks by a websocket, as its provider says that it has some."""
+
+    def provider(self) -> str:
+        return f"{super().provider()}supports_websockets = true\n"
+
+
+class CodexOfOpenAI(Codex):
+    """Codex with its own provider at another URL, which it asks by a websocket first."""
+
+    def provider(self) -> str:
+        return f'openai_base_url = "{self.url}/v1"\n'
+
+    def environment(self, model: str) -> dict[str, str]:
+        return {"CODEX_API_KEY": "sk-realworld"}
 
 
 class OpenCode(Agent):

@@ -28,12 +28,12 @@ class PinnedRouter:
 
 
 @contextlib.contextmanager
-def pinned_router(folder: Path, recipe: str) -> Iterator[PinnedRouter]:
-    """Run the provider, and the command with the settings of a recipe in front of it."""
+def pinned_router(folder: Path, recipe: str, base: str = "") -> Iterator[PinnedRouter]:
+    """Run the provider, and the command with the settings of a recipe in front of its *base*."""
     provider: list[str | Path] = [sys.executable, "-m", "realworld.routing_provider"]
     with serve_command(folder, *provider, ready="/requests", PYTHONPATH=str(HERE.parent)) as upstream:
         command: list[str | Path] = [Path(sys.executable).with_name("asgi-session-pin"), "serve"]
-        command += ["--upstream", upstream, "--config", RECIPES / recipe, "--port"]
+        command += ["--upstream", upstream + base, "--config", RECIPES / recipe, "--port"]
         with (
             serve_command(folder, *command, ready="/-/session-pin/healthz") as url,
             httpx.Client(base_url=upstream, trust_env=False) as client,

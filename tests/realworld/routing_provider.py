@@ -4,20 +4,23 @@
 
 - The router looks at the last message alone, as many do: `large` if the user says HARD, else `small`. The result of a
   tool says nothing, so a session that began on `large` falls to `small` there.
+- Below `/http` it has no websocket.
 - A user who says `CALL tool {"its": "arguments"}` makes the model call that tool, if the request offers it.
 """
 
 import json
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
 
 from realworld import answers
 
@@ -51,24 +54,46 @@ async def tell_requests(request: Request) -> Response:
 
 async def serve(request: Request) -> Response:
     """Answer in the API of the path."""
-    api = APIS[request.url.path]
+    api = APIS[request.url.path.removeprefix("/http")]
     body = await request.json()
     prompt = last_prompt(body[api.history])
-    model = body["model"]
-    if model == ROUTED:
-        model = LARGE if "HARD" in prompt else SMALL
-    requests.append({"served": model, "headers": dict(request.headers), "body": body})
+    model = take(body, prompt, request)
     answer = api.answer(model, tool_call(prompt, body) or f"Hello from {model}.")
     if not body.get("stream"):
         return JSONResponse(answer)
     return StreamingResponse(lines(api.events(answer)), media_type="text/event-stream")
 
 
+async def converse(websocket: WebSocket) -> None:
+    """Answer each `response.create` of a websocket. A warm-up is no turn: its answer has no output."""
+    await websocket.accept()
+    async for text in websocket.iter_text():
+        body = json.loads(text)
+        prompt = last_prompt(body["input"])
+        model = take(body, prompt, websocket)
+        answer = answers.response(model, tool_call(prompt, body) or f"Hello from {model}.")
+        events = list(answers.response_events(answer))
+        if body.get("generate") is False:
+            events = [events[0], {**events[-1], "response": {**answer, "output": []}}]
+        for event in events:
+            await websocket.send_json(event)
+
+
+def take(body: dict[str, Any], prompt: str, connection: HTTPConnection) -> str:
+    """Remember a request; return the model that serves it."""
+    model: str = body["model"]
+    if model == ROUTED:
+        model = LARGE if "HARD" in prompt else SMALL
+    way = {"headers": dict(connection.headers), "transport": connection.scope["type"], "at": time.time()}
+    requests.append({"served": model, "body": body, **way})
+    return model
+
+
 def last_prompt(history: Any) -> str:
     """Return what the user said last, empty if something else has come since, such as the result of a tool."""
     if isinstance(history, str):
         return history
-    last = next(item for item in reversed(history) if item.get("role") not in ("system", "developer"))
+    last: Any = next((item for item in reversed(history) if item.get("role") not in ("system", "developer")), {})
     content = last.get("content") or "" if last.get("role") == "user" else ""
     return content if isinstance(content, str) else "\n".join(part.get("text", "") for part in content)
 
@@ -95,7 +120,8 @@ def lines(events: Iterable[dict[str, Any]]) -> Iterator[str]:
 app = Starlette(
     routes=[
         Route("/requests", tell_requests, methods=["GET", "DELETE"]),
-        *(Route(path, serve, methods=["POST"]) for path in APIS),
+        *(Route(base + path, serve, methods=["POST"]) for path in APIS for base in ("", "/http")),
+        WebSocketRoute("/v1/responses", converse),
     ]
 )
 
