@@ -2,7 +2,7 @@
 
 import asyncio
 import copy
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from .config.settings import RESPONSES
 from .exchange import Exchange
 from .guard import Guard
 from .log import logger, names_of
-from .outcome import compare, put_pin, record_choice, replace
+from .outcome import compare, put_pin, recall, record_choice, replace
 from .pin import Pin
 from .request.body import RequestBody
 from .request.scope import PINNED, copy_of_state, pinned_headers, put_state, why_unreadable
@@ -46,7 +46,7 @@ async def handle(exchange: Exchange) -> None:
         pin = None if runtime.find is None else runtime.find(exchange.key)
         exchange.used = runtime.timer()
         if pin is None or ((exchange.resets or runtime.health.has_refused) and exchange.is_void(pin)):
-            pin = await _find_or_lead(exchange, is_absent=pin is None and runtime.find is not None)
+            pin = await find_or_lead(exchange, hold=exchange.hold, is_absent=pin is None and runtime.find is not None)
         if exchange.decides:
             return await _decide(exchange, pin)
         if pin is None:
@@ -139,10 +139,7 @@ def _routed(exchange: Exchange) -> Answer:
 
 
 def _guarded(exchange: Exchange, pin: Pin) -> Guard:
-    health = exchange.runtime.health
-    known = exchange.health = health.of(exchange.key, pin)
-    is_due = not known.is_proven or (known.first is not None and not known.is_compared) or next(health.samples)
-    answer = Answer(exchange, partial(compare, exchange) if is_due else None)
+    answer = Answer(exchange, partial(compare, exchange) if recall(exchange, pin) else None)
     return Guard(answer, answer.send)
 
 
@@ -208,9 +205,14 @@ async def _let_out(exchange: Exchange, guard: Guard, sending: Awaitable[None]) -
         exchange.share_scope()
 
 
-async def _find_or_lead(exchange: Exchange, *, is_absent: bool) -> Pin | None:
+async def find_or_lead(exchange: Exchange, *, hold: Callable[[], bool], is_absent: bool = False) -> Pin | None:
+    """Return the pin in force for a request; None: it leads, if others may wait for its choice.
+
+    *hold* has its body count among those that are held, and tells whether there is room for it to wait; with
+    *is_absent* it is known that there is no pin now.
+    """
     slot = exchange.place()
-    slot.hold, slot.is_void, slot.resets = exchange.hold, exchange.is_void, exchange.resets
+    slot.hold, slot.is_void, slot.resets = hold, exchange.is_void, exchange.resets
     pin = await exchange.runtime.pins.find_or_lead(slot, is_absent=is_absent)
     exchange.used = exchange.runtime.timer()
     return pin

@@ -30,6 +30,7 @@ from .response.decision import RememberedDecisions
 from .response.rules import ModelRules
 from .runtime import Runtime
 from .stores import MemoryStore, PinStore, make_resilient, open_store
+from .websocket import PinnedSocket
 from .wire.headers import HeaderPicker, NameMemory, without
 
 _SERVERS = {"uvicorn", "gunicorn", "hypercorn", "granian", "fastapi"}
@@ -87,26 +88,21 @@ class SessionPinMiddleware:
             _warn_of_workers(self._runtime.warn)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            if scope["method"] == "POST":
-                endpoint = self._endpoint(scope["path"])
-                if endpoint is not None and SCOPE_KEY not in scope:  # where it is, an outer instance is at work
-                    exchange = self._open(endpoint, scope, receive, send)
-                    if exchange is not None:
-                        return await (handle_observed(exchange) if self._runtime.listeners else handle(exchange))
-                    scope[SCOPE_KEY] = None
-                    try:
-                        return await self.app(scope, receive, send)
-                    finally:
-                        scope.pop(SCOPE_KEY, None)
-        elif scope["type"] == "websocket":
-            if self._endpoint(scope["path"]) is not None and SCOPE_KEY not in scope:
+        kind = scope["type"]
+        if (kind == "http" and scope["method"] == "POST") or kind == "websocket":
+            endpoint = self._endpoint(scope["path"])
+            if endpoint is not None and SCOPE_KEY not in scope:  # where it is, an outer instance is at work
+                exchange = self._open(endpoint, scope, receive, send)
+                if exchange is not None and kind == "websocket":
+                    return await PinnedSocket(exchange).run()
+                if exchange is not None:
+                    return await (handle_observed(exchange) if self._runtime.listeners else handle(exchange))
                 scope[SCOPE_KEY] = None
                 try:
                     return await self.app(scope, receive, send)
                 finally:
                     scope.pop(SCOPE_KEY, None)
-        elif scope["type"] == "lifespan":
+        elif kind == "lifespan":
             send = self._closing(send)
         await self.app(scope, receive, send)
         return None

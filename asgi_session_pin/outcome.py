@@ -79,6 +79,13 @@ def put_pin(exchange: Exchange, pin: Pin, members: Members) -> Members | None:
     return members
 
 
+def recall(exchange: Exchange, pin: Pin) -> bool:
+    """Get what is known of a pin that is used; tell whether the answer is to be compared with that."""
+    health = exchange.runtime.health
+    known = exchange.health = health.of(exchange.key, pin)
+    return not known.is_proven or (known.first is not None and not known.is_compared) or next(health.samples)
+
+
 async def compare(exchange: Exchange, reader: Reader) -> None:
     """Compare what an answer under the pin names with what the answer that made the pin named.
 
@@ -129,22 +136,27 @@ def is_proven(exchange: Exchange, pin: Pin) -> bool:
 
 async def replace(exchange: Exchange, pin: Pin, verdict: Verdict, reader: Reader) -> None:
     """Draw the conclusion, where the router's choice gives output and the model of *pin* did not."""
-    runtime = exchange.runtime
     if reader.failed:
         return
-    if verdict is Verdict.REFUSED:
-        runtime.health.refuse(exchange.credential, pin.model)
-        _warn_of_a_refused_name(exchange, pin)
-    elif verdict is Verdict.UNPROVEN and runtime.health.doubt(exchange.credential, pin.model):
-        _warn_of_a_refused_name(exchange, pin)
     if verdict.blames_the_name:
-        await runtime.pins.unpin(exchange.place(), pin)
+        await refuse(exchange, pin, verdict)
     elif reader.found is None or reader.found.model != pin.model or not is_proven(exchange, pin):
         exchange.learns = await _count_failure(exchange, pin) and exchange.learns
     else:
         exchange.learns = False  # the model is back by now
     if exchange.learns:
         await record_choice(exchange, reader)
+
+
+async def refuse(exchange: Exchange, pin: Pin, verdict: Verdict) -> None:
+    """Give a pin up whose name the gateway does not take, or may not."""
+    runtime = exchange.runtime
+    if verdict is Verdict.REFUSED:
+        runtime.health.refuse(exchange.credential, pin.model)
+        _warn_of_a_refused_name(exchange, pin)
+    elif runtime.health.doubt(exchange.credential, pin.model):
+        _warn_of_a_refused_name(exchange, pin)
+    await runtime.pins.unpin(exchange.place(), pin)
 
 
 async def count_failure(exchange: Exchange) -> None:

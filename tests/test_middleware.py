@@ -105,7 +105,8 @@ def test_a_bad_configuration_fails_in_the_constructor(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "scope",
     [
-        {"type": "websocket", "path": CHAT, "headers": [SESSION]},
+        {"type": "websocket", "path": "/v1/realtime", "headers": [SESSION]},
+        {"type": "websocket", "path": "/v1/responses", "headers": []},
         {"type": "something-new"},
         http_scope(SESSION, method="GET"),
         http_scope(SESSION, path="/v1/embeddings"),

@@ -22,6 +22,7 @@ class Slot(Opaque):
     - `hold`: has its body count among those that are held, and tells whether there is room for it to wait.
     - `is_void`: tells whether a pin that is found is to be given up.
     - `resets`: whether any pin is, so that it waits for nobody.
+    - `is_multiplexed`: whether it is one of several of a task, which are answered at the same time: on a websocket.
     - `turn`: to lead, while others wait; it has to be given back.
     - `has_waited`: whether its pin is another request's choice that it waited for.
     - `waited_seconds`, `store_seconds`: how long it waited for that, and for the store.
@@ -33,6 +34,7 @@ class Slot(Opaque):
     hold: Callable[[], bool] = _never
     is_void: Callable[[Pin], bool] = _never
     resets: bool = False
+    is_multiplexed: bool = False
     turn: Turn | None = None
     has_waited: bool = False
     waited_seconds: float = 0.0

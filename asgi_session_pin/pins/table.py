@@ -170,7 +170,7 @@ class PinTable:
     async def _wait(self, slot: Slot) -> Pin | None:
         """Wait for the choice that another request is getting, or for the turn to get it."""
         started = self._timer()
-        outcome = await self._turns.wait(slot.key, slot.hold)
+        outcome = await self._turns.wait(slot.key, slot.hold, is_multiplexed=slot.is_multiplexed)
         slot.waited_seconds = self._timer() - started
         if isinstance(outcome, Turn):
             slot.turn = outcome

@@ -56,8 +56,10 @@ class Turns:
         _current.set(turn)
         return turn
 
-    async def wait(self, key: bytes, hold: Callable[[], bool]) -> Pin | Turn | None:
+    async def wait(self, key: bytes, hold: Callable[[], bool], *, is_multiplexed: bool = False) -> Pin | Turn | None:
         """Wait for the choice, if *hold* tells that there is room for the body, which is held meanwhile.
+
+        With *is_multiplexed* also for one of this very task.
 
         Returns the pin; or the turn to lead, which has to be given back; or None if there is nothing to wait for, or
         too many do.
@@ -65,7 +67,7 @@ class Turns:
         turn = self._turns.get(key)
         if turn is None or turn.ran_out:
             return None
-        if _current.get() is turn:
+        if _current.get() is turn and not is_multiplexed:
             return None  # the app calls itself: this would wait for itself
         if turn.waiting is None:
             turn.waiting = deque()

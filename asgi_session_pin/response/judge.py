@@ -88,6 +88,8 @@ _CONTENT = frozenset(
         "cyberpolicyviolation",
         "datainspectionfailed",
         "exceedcontextsizeerror",
+        "previousresponsenotfound",
+        "websocketconnectionlimitreached",  # OpenAI ends a socket after an hour
     ]
 )
 _RATE_LIMITS = frozenset(

@@ -14,6 +14,7 @@ from .rules import ModelRules
 STREAM_BYTES = 65_536  # of a stream that does not name its model
 
 _PLAIN_JSON = {b"content-type": b"application/json"}
+_EVENTS = {b"content-type": b"text/event-stream"}
 _KINDS = {Framing.WHOLE: JSON, Framing.EVENTS: EVENTS, Framing.LINES: EVENTS}
 
 
@@ -68,7 +69,7 @@ class Reader(Opaque):
         for event, data in pieces.feed(chunk, more):
             if pieces.framing is Framing.WHOLE:
                 return self._read_body(data)
-            self._read_event(event, data)
+            self.read_event(event, data)
             if self.finished:
                 return None
         if not more or pieces.is_over:
@@ -87,7 +88,8 @@ class Reader(Opaque):
         self.failed = isinstance(look_at_body(content), Error)
         self.finish(members)
 
-    def _read_event(self, event: str | None, data: bytes) -> None:
+    def read_event(self, event: str | None, data: bytes) -> None:
+        """Look at an event by its name, where it has one, and its data."""
         if data == DONE:
             return
         members = read_object(data)
@@ -130,6 +132,14 @@ def open_reader(
 def open_plain_reader(rules: ModelRules, headers: Headers, asked: object) -> Reader:
     """Return what reads a JSON response whose *headers* say nothing else: `rules.plain` covers them."""
     return Reader(rules, _PLAIN_JSON, asked if isinstance(asked, str) else None, headers)
+
+
+def open_event_reader(rules: ModelRules, asked: object) -> Reader:
+    """Return what reads the events of a response that come as messages of a websocket."""
+    reader = Reader(rules, _EVENTS, asked if isinstance(asked, str) else None)
+    if not rules.reads_bodies:
+        reader.finish({})
+    return reader
 
 
 def _open_pieces(rules: ModelRules, headers: dict[bytes, bytes], *, streams: bool) -> Pieces:

@@ -510,6 +510,33 @@ async def test_pings_are_answered_and_the_upstream_gets_some(monkeypatch: pytest
             await seen.wait()
 
 
+# Pins
+
+
+@pytest.mark.parametrize("server", SERVERS)
+async def test_the_turns_of_a_socket_stay_on_one_model(server: str) -> None:
+    asked: list[str] = []
+
+    async def answer(connection: ServerConnection) -> None:
+        async for message in connection:
+            asked.append(json.loads(message)["model"])
+            model = f"model-{len(asked)}" if asked[-1] == "auto" else asked[-1]
+            for kind in ("response.created", "response.output_text.delta", "response.completed"):
+                await connection.send(json.dumps({"type": kind, "response": {"model": model}}))
+
+    session = {"x-session-id": "s"}
+    async with (
+        echoing(answer) as upstream,
+        proxied(url_of(upstream), "/v1/responses", server=server, additional_headers=session) as client,
+    ):
+        assert client.response is not None
+        assert client.response.headers["x-session-pin-status"] == "websocket"
+        for _ in range(3):
+            await client.send(json.dumps({"type": "response.create", "model": "auto", "input": "hi"}))
+            assert {json.loads(await client.recv())["response"]["model"] for _ in range(3)} == {"model-1"}
+    assert asked == ["auto", "model-1", "model-1"]
+
+
 # Servers of other manners
 
 

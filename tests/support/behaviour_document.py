@@ -48,6 +48,13 @@ means: before anything of the failure went out, the app gets the request once mo
 """,
     )
     DECISION_ENDPOINT = "Decision endpoints", ""
+    WEBSOCKET = (
+        "Websockets on an endpoint",
+        """\
+As the Responses API has them: the session is that of the upgrade's headers, a request is a `response.create`, and its
+answer the events up to `response.completed` or a failure. The rules, the pins and the judgement are those of HTTP.
+""",
+    )
     GATEWAY = "The reverse proxy (`asgi-session-pin serve`)", ""
 
     def __init__(self, heading: str, introduction: str) -> None:
