@@ -1,27 +1,50 @@
 """`asgi-session-pin check FILE`: the settings that a file makes, or all its faults."""
 
+import asyncio
+import contextlib
 import json
 import sys
 from typing import Any
 
 from .config import Config, ConfigError
 from .config.yaml import dump_yaml
-from .stores import open_store
+from .stores import ListingStore, PinStore, open_store, try_store
 from .terminal import Style, styled, wrapped
 
 _SHOWN = 40  # a longer default is looked up
 
 
-def check_file(path: str, *, show_all: bool = False) -> int:
-    """Print as YAML the settings that differ from the defaults, or all, or what is wrong. Return the exit code."""
+def check_file(path: str, *, show_all: bool = False, connect: bool = False) -> int:
+    """Print as YAML the settings that differ from the defaults, or all, or what is wrong. Return the exit code.
+
+    *connect*: use the store, too, and say whether it answers.
+    """
     try:
         config = Config.load(path)
-        open_store(config, path)
+        store = open_store(config, path)
     except ConfigError as error:
         print_faults(error)
         return 1
-    print("\n".join(_report(config, path, show_all)), flush=True)
+    lines = _report(config, path, show_all)
+    if connect:
+        failure, faults = asyncio.run(_connect(store))
+        if failure is not None:
+            print_faults(ConfigError(path, [f"store.url: {config.store.shown_url}: {failure}", *faults]))
+            return 1
+        for fault in faults:  # the store answers nevertheless
+            print(styled(f"{path}: {fault}", Style.BAD, sys.stderr), file=sys.stderr)
+        lines.insert(1, styled(f"# {config.store.shown_url} answers", Style.GOOD, sys.stdout))
+    print("\n".join(lines), flush=True)
     return 0
+
+
+async def _connect(store: PinStore) -> tuple[str | None, list[str]]:
+    """Use the store; return what failed, and what is wrong with the nodes that its URL lists."""
+    failure = await try_store(store)
+    faults = await store.examine_nodes() if isinstance(store, ListingStore) else []
+    with contextlib.suppress(Exception):  # what has failed may not close either
+        await store.aclose()
+    return failure, [f"store.url: {fault}" for fault in faults]
 
 
 def print_faults(error: ConfigError) -> None:

@@ -25,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check = commands.add_parser("check", help="print what a file sets, or all its faults")
     check.add_argument("file", metavar="FILE", help="a YAML file, as for SessionPinMiddleware(config=FILE)")
     check.add_argument("--all", action="store_true", help="print all settings, not only those that differ")
+    connect = "open the store too, use each of its methods once, and say whether it answers"
+    check.add_argument("--connect", action="store_true", help=connect)
     commands.add_parser("schema", help="print a JSON schema of such a file, for editors")
     serve = commands.add_parser("serve", help="pin sessions in front of a gateway: a reverse proxy with the middleware")
     serve.add_argument("--upstream", metavar="URL", required=True, help="the gateway, such as http://localhost:4000")
@@ -45,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if chosen.command == "probe":
             return probe_gateway(probe, chosen)
         if chosen.command == "check":
-            return check_file(chosen.file, show_all=chosen.all)
+            return check_file(chosen.file, show_all=chosen.all, connect=chosen.connect)
         if chosen.command == "schema":
             print(json.dumps(make_schema(), indent=2))
             return 0

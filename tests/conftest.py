@@ -14,7 +14,7 @@ import pytest
 from asgi_driver import Clock
 
 if TYPE_CHECKING:
-    from redis_servers import RedisServer
+    from redis_servers import Cluster, RedisServer, Sentinels
 
 
 def pytest_report_header() -> str:
@@ -66,9 +66,18 @@ def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 
 
 @pytest.fixture(scope="session")
-def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RedisServer]]:
-    """The nodes of a Redis Cluster for tests that take keys of their own in it."""
+def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A Redis Cluster for tests that take keys of their own in it."""
     from redis_servers import redis_cluster
 
-    with redis_cluster(tmp_path_factory.mktemp("cluster")) as nodes:
-        yield nodes
+    with redis_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def shared_sentinels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sentinels]:
+    """A service under a Sentinel for tests that take keys of their own in it."""
+    from redis_servers import redis_sentinels
+
+    with redis_sentinels(tmp_path_factory.mktemp("sentinels")) as sentinels:
+        yield sentinels

@@ -15,6 +15,8 @@ from starlette.applications import Starlette
 from asgi_session_pin import Config, ConfigError, SessionPinMiddleware, __version__
 from asgi_session_pin.cli import main
 from asgi_session_pin.config.schema import make_schema
+from redis_servers import SERVICE, RedisServer, Sentinels, redis_server
+from servers import free_port
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
@@ -231,3 +233,45 @@ def test_check_of_a_file_that_is_not_there_has_no_traceback(tmp_path: Path) -> N
         assert finished.returncode == 1
         assert finished.stderr.decode().splitlines()[0] == f"{path}: 1 fault"
         assert b"Traceback" not in finished.stderr
+
+
+def test_check_connect_says_that_the_store_answers(
+    file: Path, shared_redis: RedisServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for url in ("memory://", f"sqlite:///{file.parent}/pins.db", shared_redis.url):
+        file.write_text(f"store: {{url: '{url}'}}")
+        assert main(["check", "--connect", str(file)]) == 0
+        printed = capsys.readouterr()
+        assert printed.out.splitlines()[1] == f"# {url} answers"
+        assert printed.err == ""
+        assert Config.load(yaml.safe_load(printed.out) or {}) == Config.load(file)
+
+
+def test_check_connect_says_why_a_store_cannot_be_used(
+    file: Path, shared_sentinels: Sentinels, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sentinel = f"127.0.0.1:{shared_sentinels.sentinels[0].port}"
+    nobody = f"127.0.0.1:{free_port()}"
+    with redis_server(tmp_path, password="right") as server:
+        told = {
+            f"redis://:hunter2@127.0.0.1:{server.port}/0": ["get: AuthenticationError"],
+            f"redis+sentinel://ann:hunter2@{sentinel}/other": [
+                "get: MasterNotFoundError",
+                f"{sentinel}: knows no such service",
+            ],
+            f"redis+cluster://:hunter2@127.0.0.1:{server.port}": [
+                "get: RedisClusterException from AuthenticationError",
+                f"127.0.0.1:{server.port}: AuthenticationError",
+            ],
+        }
+        for url, (failure, *faults) in told.items():
+            file.write_text(f"store: {{url: '{url}'}}")
+            assert main(["check", "--connect", str(file)]) == 1
+            printed = capsys.readouterr()
+            assert printed.out == ""
+            assert "hunter2" not in printed.err
+            expected = [f"{Config.load(file).store.shown_url}: {failure}", *faults]
+            assert printed.err.split()[3:] == " ".join(f"store.url: {fault}" for fault in expected).split()
+    file.write_text(f"store: {{url: 'redis+sentinel://{nobody},{sentinel}/{SERVICE}'}}")
+    assert main(["check", "--connect", str(file)]) == 0, "the store answers, though a node does not"
+    assert nobody in capsys.readouterr().err

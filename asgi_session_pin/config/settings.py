@@ -45,8 +45,9 @@ DecisionSource = Annotated[
 StoreURL = Annotated[
     str,
     Meta(
-        pattern=r"^(memory://|sqlite:///[^\x00]+|rediss?://\S+)\Z",
-        description='"memory://", "sqlite:///FILE", "redis://HOST:PORT/DB" or "rediss://HOST:PORT/DB"',
+        pattern=r"^(memory://|sqlite:///[^\x00]+|rediss?(\+sentinel|\+cluster)?://\S+|unix://\S+)\Z",
+        description='"memory://", "sqlite:///FILE", "redis://HOST:PORT/DB", "unix:///SOCKET", '
+        '"redis+sentinel://HOST:PORT,HOST:PORT/SERVICE/DB" or "redis+cluster://HOST:PORT,HOST:PORT" (TLS: "rediss")',
     ),
 ]
 RESPONSES = "*/responses"  # which other applications have as well
@@ -195,7 +196,9 @@ class Store(_Section, frozen=True):
     """Where the pins are kept.
 
     - `url`: `memory://`, this process's own table; `sqlite:///pins.db` (`sqlite:////var/lib/pins.db` from the root), a
-      file for the workers of one host; `redis://host:6379/0`, or `rediss://` with TLS, Redis or Valkey for a fleet.
+      file for the workers of one host; `redis://host:6379/0`, Redis or Valkey for a fleet, or `unix:///redis.sock`;
+      `redis+sentinel://h1:26379,h2:26379/SERVICE/0`, the master of Sentinel's service;
+      `redis+cluster://h1:7000,h2:7001`, a Cluster by some of its nodes. `rediss` in place of `redis`: with TLS.
     - `timeout_seconds`: for all calls of a shared store before the app is called, together; to record a decision, and
       each time that a waiting request looks for one, per call.
     """
@@ -209,9 +212,14 @@ class Store(_Section, frozen=True):
         return self.url != "memory://"
 
     @property
+    def is_redis(self) -> bool:
+        """Whether the store is Redis or Valkey, however it is reached."""
+        return self.url.startswith(("redis", "unix"))
+
+    @property
     def shown_url(self) -> str:
         """The URL for people to read, without user, password and options."""
-        if not self.url.startswith("redis"):
+        if not self.is_redis:
             return self.url
         scheme, _, address = self.url.partition("://")
         user, _, host = address.rpartition("@")

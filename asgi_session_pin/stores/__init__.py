@@ -8,8 +8,18 @@ from .base import ClaimingStore, PinStore
 from .local_copy import LocalCopy
 from .memory import MemoryStore
 from .resilient import ResilientStore
+from .trial import ListingStore, try_store
 
-__all__ = ["ClaimingStore", "MemoryStore", "PinStore", "ResilientStore", "make_resilient", "open_store"]
+__all__ = [
+    "ClaimingStore",
+    "ListingStore",
+    "MemoryStore",
+    "PinStore",
+    "ResilientStore",
+    "make_resilient",
+    "open_store",
+    "try_store",
+]
 
 
 def open_store(config: Config, source: str = "configuration", timer: Callable[[], float] = time.monotonic) -> PinStore:
@@ -20,7 +30,7 @@ def open_store(config: Config, source: str = "configuration", timer: Callable[[]
     """
     url, routing = config.store.url, config.routing
     try:
-        if url.startswith("redis"):
+        if config.store.is_redis:
             from .redis import RedisStore
 
             return RedisStore(url, ttl_seconds=routing.session_ttl_seconds, sliding=routing.session_ttl_sliding)

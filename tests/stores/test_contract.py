@@ -7,7 +7,7 @@ from redis.asyncio import Redis, RedisCluster
 
 from asgi_session_pin.testing import CHECKS, CLAIM_CHECKS, KEY, SHARED_CHECKS, A, B, Check
 from cases import directory_case, memory_case, redis_case, sqlite_case
-from redis_servers import RedisServer
+from redis_servers import Cluster, RedisServer, Sentinels
 
 
 def name_of(check: Check) -> str:
@@ -43,9 +43,15 @@ async def test_the_redis_store_keeps_the_contract(check: Check, shared_redis: Re
 
 
 @every_check_of_shared_stores
-async def test_the_redis_store_keeps_the_contract_in_a_cluster(check: Check, shared_cluster: list[RedisServer]) -> None:
-    async with RedisCluster(host="127.0.0.1", port=shared_cluster[0].port) as client:
-        await check(redis_case(client, client))
+async def test_the_redis_store_keeps_the_contract_under_sentinel(check: Check, shared_sentinels: Sentinels) -> None:
+    async with Redis.from_url(shared_sentinels.master.url) as client:
+        await check(redis_case(client, shared_sentinels.url))
+
+
+@every_check_of_shared_stores
+async def test_the_redis_store_keeps_the_contract_in_a_cluster(check: Check, shared_cluster: Cluster) -> None:
+    async with RedisCluster(host="127.0.0.1", port=shared_cluster.masters[0].port) as client:
+        await check(redis_case(client, shared_cluster.url))
 
 
 @every_check_of_shared_stores

@@ -33,6 +33,9 @@ def test_each_url_opens_its_store_and_nothing_is_connected_or_written(tmp_path: 
         f"sqlite:///{path}": SQLiteStore,
         "redis://127.0.0.1:1/0": RedisStore,
         "rediss://127.0.0.1:1": RedisStore,
+        "unix:///redis.sock": RedisStore,
+        "redis+sentinel://127.0.0.1:1,127.0.0.1:2/pins/0": RedisStore,
+        "rediss+cluster://127.0.0.1:1,127.0.0.1:2": RedisStore,
     }
     for url, kind in urls.items():
         assert type(open_store(with_url(url))) is kind
@@ -50,7 +53,7 @@ def test_three_slashes_lead_from_the_working_directory_and_four_from_the_root(
 
 @pytest.mark.parametrize(
     "url",
-    ["", "memory", "memory://x", "sqlite://pins.db", "sqlite:///", "redis://", "unix:///x", "http://x", "redis:// x"],
+    ["", "memory", "memory://x", "sqlite://pins.db", "sqlite:///", "redis://", "unix://", "http://x", "redis:// x"],
 )
 def test_any_other_url_is_a_fault_that_does_not_show_it(url: str) -> None:
     with pytest.raises(ConfigError, match=r'store.url: found text, expected "memory://", "sqlite:///FILE", "redis://'):
@@ -70,7 +73,8 @@ def test_a_redis_url_that_cannot_be_used_is_a_fault_without_its_secrets() -> Non
 
 
 def test_without_redis_the_fault_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "asgi_session_pin.stores.redis")
+    for name in ("asgi_session_pin.stores.redis", "asgi_session_pin.stores._redis_client"):
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "redis.asyncio", None)
     fault = fault_of(SECRET_URL)
     assert fault == "store.url: found 'redis://***@host:6380/1', which needs asgi-session-pin[redis] to be installed"
@@ -90,6 +94,9 @@ def test_check_tells_of_a_store_that_cannot_be_used(file: Path, capsys: pytest.C
         ("redis://host:6379/0", "redis://host:6379/0"),
         ("rediss://host?password=hunter2", "rediss://host"),
         (SECRET_URL, "redis://***@host:6380/1"),
+        ("unix:///redis.sock?password=hunter2", "unix:///redis.sock"),
+        ("redis+sentinel://ann:hunter2@h1,h2/pins/0?sentinel_password=hunter2", "redis+sentinel://***@h1,h2/pins/0"),
+        ("rediss+cluster://ann:hunter2@h1:7000,h2:7001", "rediss+cluster://***@h1:7000,h2:7001"),
         ("redis://:hunter2@x@host", "redis://***@host"),
         ("redis://:hunter2?@host", "redis://***@host"),
     ],

@@ -21,7 +21,7 @@ from delaying_proxy import delaying_proxy
 from redis_servers import RedisServer, redis_server
 
 KEY = bytes(range(16))
-PIN_NAME = f"session-pin:{KEY.hex()}"
+PIN_NAME = f"session-pin:1:{{{KEY.hex()}}}"
 A = Pin("model-a", 1.0)
 B = Pin("model-b", 2.0)
 TOKEN = b"token"
@@ -73,7 +73,7 @@ async def test_nothing_in_redis_can_be_read_but_the_model(server: RedisServer) -
         await until(lambda: server.call("DBSIZE") == 3)  # the middleware has given its own claims back
     content = await read_all(server.url)
     assert len(content) == 3
-    assert {name.rpartition(b":")[0] for name in content} == {b"session-pin", b"session-pin:claim"}
+    assert {name.rpartition(b":")[0] for name in content} == {b"session-pin:1", b"session-pin:1:claim"}
     assert any(b"model-a" in value for value in content.values())
     assert not any(secret.encode() in name + value for secret in secrets for name, value in content.items())
 

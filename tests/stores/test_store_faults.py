@@ -168,7 +168,7 @@ async def test_a_value_that_is_no_pin_is_a_miss_for_its_session_and_nothing_for_
 ) -> None:
     one = Replica(server.url)
     assert await one.ask(1) == ("a-0", "miss")
-    [name] = server.call("KEYS", f"session-pin:{'?' * 32}")
+    [name] = server.call("KEYS", f"session-pin:1:{{{'?' * 32}}}")
     assert await one.ask(2) == ("a-1", "miss")
     server.call("DEL", name)
     server.call(command[0], name, *command[1:])
