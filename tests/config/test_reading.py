@@ -14,7 +14,10 @@ SECONDS_EXPECTED = "expected a number of seconds above 0, at most 1,000,000,000"
 COUNT_EXPECTED = "expected a whole number from 1 to 1,000,000,000"
 BYTES_EXPECTED = "expected a whole number of bytes from 1 to 1,000,000,000,000"
 SECRET_EXPECTED = "expected a string or null"
-URL_EXPECTED = 'expected "memory://", "sqlite:///FILE", "redis://HOST:PORT/DB" or "rediss://HOST:PORT/DB"'
+URL_EXPECTED = (
+    'expected "memory://", "sqlite:///FILE", "redis://HOST:PORT/DB", "unix:///SOCKET", '
+    '"redis+sentinel://HOST:PORT,HOST:PORT/SERVICE/DB" or "redis+cluster://HOST:PORT,HOST:PORT" (TLS: "rediss")'
+)
 ANY_SECTION = (
     "expected one of routing, sessions, decisions, endpoints, failover, store, limits, gateway, response_headers, "
     "restore_model"

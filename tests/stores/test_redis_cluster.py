@@ -1,10 +1,17 @@
 """The Redis store in a Redis Cluster."""
 
+import asyncio
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
 from redis.asyncio import RedisCluster
+from redis.exceptions import RedisClusterException
 
 from asgi_session_pin import Pin
 from asgi_session_pin.stores.redis import RedisStore
-from redis_servers import Cluster
+from delaying_proxy import delaying_proxy
+from redis_servers import Cluster, redis_cluster
 
 KEYS = [number.to_bytes(16, "big") for number in range(60)]
 
@@ -41,3 +48,36 @@ async def test_a_slot_that_moves_to_another_node_is_followed(shared_cluster: Clu
             node.call("CLUSTER", "SETSLOT", slot, "NODE", identity)
         assert await store.get(KEYS[0]) == pin  # by MOVED
         assert await store.discard(KEYS[0], pin) is True
+
+
+async def test_where_all_nodes_are_new_those_of_the_url_are_asked_again(
+    shared_cluster: Cluster, tmp_path: Path
+) -> None:
+    with redis_cluster(tmp_path) as before, delaying_proxy(before.masters[0].port) as proxy:
+        async with aclosing(RedisStore(f"redis+cluster://127.0.0.1:{proxy.port}", prefix="anew:")) as store:
+            pin = Pin("model-a", 1.0)
+            await store.add(KEYS[0], pin)
+            for node in before.masters:
+                node.kill()
+            proxy.target_port = shared_cluster.masters[0].port  # as a name does
+            proxy.cut()
+
+            async def get(key: bytes) -> Pin | None:
+                try:
+                    return await store.get(key)
+                except RedisClusterException:  # each of the nodes that it knew was tried
+                    return await store.get(key)
+
+            assert set(await asyncio.gather(*map(get, KEYS))) == {None}
+            assert await store.add(KEYS[0], pin) == pin
+
+
+async def test_calls_that_find_no_node_fail_each_by_itself() -> None:
+    async with aclosing(RedisStore("redis+cluster://127.0.0.1:1")) as store:
+
+        async def fail() -> None:
+            for _ in range(3):
+                with pytest.raises(RedisClusterException, match=r"^redis\+cluster://127\.0\.0\.1:1$"):
+                    await store.get(KEYS[0])
+
+        await asyncio.gather(*(fail() for _ in range(10)))
