@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from asgi_driver import Answer, Gateway, Header, call
-from asgi_session_pin import Config, PinEvent, SessionPinMiddleware, Store
+from asgi_session_pin import Config, Pin, PinEvent, PinStore, SessionPinMiddleware, Store
+from asgi_session_pin.stores.redis import RedisStore
 from asgi_session_pin.stores.resilient import FAILURES_TO_REST, FIRST_REST_SECONDS
 from behaviour_document import Section, case
 from delaying_proxy import delaying_proxy
@@ -20,11 +22,11 @@ UNAVAILABLE = "store-unavailable"
 class Replica:
     """One process of a fleet, with a gateway that never names a model twice."""
 
-    def __init__(self, url: str, name: str = "a", timeout_seconds: float = 0.1) -> None:
+    def __init__(self, url: str, name: str = "a", timeout_seconds: float = 0.1, store: PinStore | None = None) -> None:
         self.gateway = Gateway(*(f"{name}-{number}" for number in range(1000)))
         self.events: list[PinEvent] = []
         config = Config(store=Store(url=url, timeout_seconds=timeout_seconds))
-        self.app = SessionPinMiddleware(self.gateway, config=config, listeners=[self.events.append])
+        self.app = SessionPinMiddleware(self.gateway, config=config, store=store, listeners=[self.events.append])
 
     async def ask(self, session: int = 1, *headers: Header) -> tuple[str, str]:
         """Return the model that a session got, and the status of its pin."""
@@ -228,3 +230,88 @@ async def test_a_reset_while_the_server_does_not_answer_holds_when_it_is_back(se
     assert await other.ask() == ("b-1", "hit")
     assert await one.ask() == ("b-1", "hit")
     await close(one, other)
+
+
+@case(
+    Section.SHARED_STORE, "it has become a replica (`READONLY`)", "as if it were out, until it leads to the new master"
+)
+async def test_a_replica_is_done_without_until_its_address_leads_to_the_new_master(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    with redis_server(tmp_path) as successor, delaying_proxy(server.port) as proxy:
+        replica = Replica(f"redis://127.0.0.1:{proxy.port}/0")
+        assert await replica.ask(1) == ("a-0", "miss")
+        server.call("REPLICAOF", "127.0.0.1", successor.port)
+        server.wait_for("0", "DBSIZE")  # it has taken over the content of the other, which is empty
+        assert await replica.ask(1) == ("a-0", f"hit; reason={UNAVAILABLE}")
+        assert await replica.ask(2) == ("a-1", f"miss; reason={UNAVAILABLE}")
+        proxy.target_port = successor.port
+        await replica.wait_for_the_store()
+        assert await replica.ask(2) == ("a-1", "hit")
+        await close(replica)
+
+
+@case(Section.SHARED_STORE, "`FLUSHALL`", "`miss` once: each session is decided afresh, for all replicas")
+async def test_after_a_flush_sessions_are_decided_afresh_once(server: RedisServer) -> None:
+    one, other = Replica(server.url, "a"), Replica(server.url, "b")
+    assert await one.ask() == ("a-0", "miss")
+    assert await other.ask() == ("a-0", "hit")
+    server.call("FLUSHALL")
+    assert await other.ask() == ("b-0", "miss")
+    assert await one.ask() == ("b-0", "hit")
+    await close(one, other)
+
+
+@case(
+    Section.SHARED_STORE,
+    "another version of the program keeps pins of another form in it",
+    "each version reads and writes its own: a session gets a model of each",
+)
+async def test_pins_of_another_version_are_neither_read_nor_deleted(server: RedisServer) -> None:
+    replica = Replica(server.url)
+    assert await replica.ask() == ("a-0", "miss")
+    [name] = server.call("KEYS", "session-pin:1:{*}")
+    server.call("DEL", name)
+    digest = name.partition("{")[2].rstrip("}")
+    others = [f"session-pin:{digest}", f"session-pin:2:{{{digest}}}"]
+    for other in others:
+        server.call("SET", other, "a pin of another form")
+    assert [await replica.ask() for _ in range(2)] == [("a-1", "miss"), ("a-1", "hit")]
+    assert [server.call("GET", other) for other in others] == ["a pin of another form"] * 2
+    await close(replica)
+
+
+class Skewed(RedisStore):
+    """The store of a host whose clock is so many seconds before the others': pins are decided at other times there."""
+
+    def __init__(self, url: str, seconds: float) -> None:
+        super().__init__(url)
+        self._seconds = seconds
+
+    async def get(self, key: bytes) -> Pin | None:
+        pin = await super().get(key)
+        return None if pin is None else replace(pin, created=pin.created + self._seconds)
+
+    async def add(self, key: bytes, pin: Pin) -> Pin:
+        held = await super().add(key, replace(pin, created=pin.created - self._seconds))
+        return replace(held, created=held.created + self._seconds)
+
+    async def discard(self, key: bytes, pin: Pin) -> bool:
+        return await super().discard(key, replace(pin, created=pin.created - self._seconds))
+
+
+@case(Section.SHARED_STORE, "the clocks of two hosts differ by a minute", "nothing of it")
+async def test_a_clock_that_is_a_minute_off_changes_nothing(server: RedisServer) -> None:
+    replicas = [
+        Replica(server.url, name, store=Skewed(server.url, seconds))
+        for name, seconds in (("a", 0), ("b", 60), ("c", -60))
+    ]
+    for session, replica in enumerate(replicas):
+        model, status = await replica.ask(session)
+        assert status == "miss"
+        assert {await each.ask(session) for each in replicas} == {(model, "hit")}
+        for each in replicas:
+            model, status = await each.ask(session, (b"x-session-pin", b"reset"))
+            assert status == "miss"
+            assert {await other.ask(session) for other in replicas} == {(model, "hit")}
+    await close(*replicas)

@@ -17,6 +17,8 @@ class DelayingProxy:
         self.target_port = target_port
         self.seconds = 0.0
         """How long each piece of an answer takes longer. A question is never held."""
+        self.rewrite = b"", b""
+        """What is replaced in answers by something of the same length."""
         self._tls = tls
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -65,6 +67,7 @@ class DelayingProxy:
             while data := await reader.read(65536):
                 if delay:
                     await self._wait(self.seconds)
+                    data = data.replace(*self.rewrite)
                 writer.write(data)
                 await writer.drain()
         writer.close()

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from itertools import combinations
 from pathlib import Path
@@ -122,14 +122,20 @@ class Cluster(NamedTuple):
 
 @contextlib.contextmanager
 def redis_cluster(
-    folder: Path, *options: str, with_replicas: bool = False, password: str = "", kind: str = next(iter(BINARIES))
+    folder: Path,
+    *,
+    with_replicas: bool = False,
+    password: str = "",
+    announced: Callable[[int], int] = lambda port: port,
+    kind: str = next(iter(BINARIES)),
 ) -> Iterator[Cluster]:
-    """Run a Cluster whose nodes have these command line *options*."""
+    """Run a Cluster, whose nodes tell clients that they are at the *announced* port."""
     with contextlib.ExitStack() as stack:
         nodes = []
         for port in [_cluster_port() for _ in range(6 if with_replicas else 3)]:
             own = ["--cluster-enabled", "yes", "--cluster-config-file", f"nodes-{port}.conf", "--masterauth", password]
-            own += ["--cluster-node-timeout", str(_DOWN_MILLISECONDS), *options]
+            own += ["--cluster-announce-port", str(announced(port)), "--cluster-announce-bus-port", str(port + _BUS)]
+            own += ["--cluster-node-timeout", str(_DOWN_MILLISECONDS)]
             nodes.append(stack.enter_context(redis_server(folder, *own, port=port, password=password, kind=kind)))
         cluster = Cluster(nodes[:3], nodes[3:])
         for number, node in enumerate(cluster.masters):
@@ -162,18 +168,18 @@ class Sentinels(NamedTuple):
 @contextlib.contextmanager
 def redis_sentinels(
     folder: Path,
-    *options: str,
+    *,
     number: int = 1,
     password: str = "",
     sentinel_password: str = "",
     kind: str = next(iter(BINARIES)),
 ) -> Iterator[Sentinels]:
-    """Run a service of two servers, which have these command line *options*, under a *number* of Sentinels."""
+    """Run a service of two servers under a *number* of Sentinels."""
     with contextlib.ExitStack() as stack:
-        common = ("--masterauth", password, *options)
-        master = stack.enter_context(redis_server(folder, *common, password=password, kind=kind))
-        common += ("--replicaof", "127.0.0.1", str(master.port))
-        replica = stack.enter_context(redis_server(folder, *common, password=password, kind=kind))
+        own = ["--masterauth", password]
+        master = stack.enter_context(redis_server(folder, *own, password=password, kind=kind))
+        own += ["--replicaof", "127.0.0.1", str(master.port)]
+        replica = stack.enter_context(redis_server(folder, *own, password=password, kind=kind))
         replica.wait_for("'master_link_status': 'up'", "INFO", "replication")
         ports = [free_port() for _ in range(number)]
         sentinels = []

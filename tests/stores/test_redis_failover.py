@@ -1,0 +1,199 @@
+"""Sentinel and Cluster when a server goes down under load: no request fails, and sessions keep their model."""
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from test_store_faults import UNAVAILABLE, Replica, close
+
+from behaviour_document import Section, case
+from redis_servers import BINARIES, SERVICE, Cluster, RedisServer, redis_cluster, redis_sentinels
+
+SESSIONS = range(40)
+NEW_SESSION = 1000  # its first request comes while the store is out
+AT_A_TIME = 4
+PATIENCE = 60  # seconds for what takes five on a machine with nothing else to do
+
+
+class Load:
+    """Requests that go on in two replicas; each of them fails the test unless it gets its session's model."""
+
+    def __init__(self, url: str) -> None:
+        self.replicas = [Replica(url, name, timeout_seconds=0.3) for name in ("a", "b")]
+        self.models: dict[int, str] = {}
+        self.seen: Counter[str] = Counter()
+        self._stopped = False
+
+    async def until_it_is_out(self) -> None:
+        async def is_out() -> bool:
+            return self.seen.total() > self.seen["hit"]
+
+        self.seen.clear()
+        await until(is_out)
+
+    async def until_all_are_hits(self) -> None:
+        """Wait until every session is a hit at each replica, one after the other without a failure between."""
+        for replica in self.replicas:
+
+            async def are_hits(replica: Replica = replica) -> bool:
+                return {await self._ask(replica, session) for session in self.models} == {"hit"}
+
+            await until(are_hits)
+
+    async def start(self) -> None:
+        for session in SESSIONS:
+            self.models[session], _ = await self.replicas[session % 2].ask(session)
+        await self.until_all_are_hits()
+        requests = [self._ask_on(replica, first) for replica in self.replicas for first in range(AT_A_TIME)]
+        self._tasks = [asyncio.create_task(request) for request in requests]
+
+    async def stop(self) -> None:
+        self._stopped = True
+        await asyncio.gather(*self._tasks)
+        await close(*self.replicas)
+
+    async def _ask_on(self, replica: Replica, session: int) -> None:
+        while not self._stopped:
+            session = (session + 7) % len(SESSIONS)
+            self.seen[await self._ask(replica, session)] += 1
+            await asyncio.sleep(0.005)
+
+    async def _ask(self, replica: Replica, session: int) -> str:
+        model, status = await replica.ask(session)
+        assert model == self.models[session], status
+        return status
+
+
+async def until(holds: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not await holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+@contextlib.asynccontextmanager
+async def load(url: str) -> AsyncIterator[Load]:
+    load = Load(url)
+    await load.start()
+    yield load
+    await load.stop()
+
+
+def kill(server: RedisServer) -> None:
+    server.kill()
+
+
+def freeze(server: RedisServer) -> None:
+    server.freeze()
+
+
+faults = pytest.mark.parametrize(
+    ("kind", "fault"), [*((kind, kill) for kind in BINARIES), (next(iter(BINARIES)), freeze)]
+)
+
+
+async def check_failover(url: str, go_down: Callable[[], None], taken_over: Callable[[], Awaitable[None]]) -> None:
+    async with load(url) as requests:
+        one, other = requests.replicas
+        go_down()
+        await requests.until_it_is_out()
+        requests.models[NEW_SESSION], _ = await one.ask(NEW_SESSION)
+        await taken_over()
+
+        async def is_told() -> bool:
+            return (await one.ask(NEW_SESSION))[1] == "hit"
+
+        await until(is_told)
+        assert (await other.ask(NEW_SESSION))[0] == requests.models[NEW_SESSION]
+        await requests.until_all_are_hits()
+
+
+@case(
+    Section.SHARED_STORE,
+    "Sentinel's master, or a node of a Cluster, is killed or hangs",
+    "`hit` from the copy until the replica takes over, which is told what it missed",
+)
+@faults
+async def test_sentinels_replica_takes_over_from_a_master_that_goes_down(
+    kind: str, fault: Callable[[RedisServer], None], tmp_path: Path
+) -> None:
+    with redis_sentinels(tmp_path, number=3, kind=kind) as service:
+
+        async def taken_over() -> None:
+            for sentinel in service.sentinels[1:]:
+                port = f"'port', '{service.replica.port}'"
+                await asyncio.to_thread(sentinel.wait_for, port, "SENTINEL", "MASTER", SERVICE)
+
+        def go_down() -> None:
+            service.sentinels[0].kill()  # the first of the list, too
+            fault(service.master)
+
+        await check_failover(service.url, go_down, taken_over)
+
+
+@case(
+    Section.SHARED_STORE,
+    "Sentinel's master, or a node of a Cluster, is killed or hangs",
+    "`hit` from the copy until the replica takes over, which is told what it missed",
+)
+@faults
+async def test_a_clusters_replica_takes_over_from_a_node_that_goes_down(
+    kind: str, fault: Callable[[RedisServer], None], tmp_path: Path
+) -> None:
+    with redis_cluster(tmp_path, with_replicas=True, kind=kind) as cluster:
+
+        async def taken_over() -> None:
+            await asyncio.to_thread(cluster.replicas[0].wait_for, "'role': 'master'", "INFO", "replication")
+
+        await check_failover(cluster.url, lambda: fault(cluster.masters[0]), taken_over)
+
+
+@case(Section.SHARED_STORE, "Sentinel changes the master on purpose", "`hit`, a few of them from the copy")
+async def test_a_master_that_becomes_a_replica_is_left_for_the_new_one(tmp_path: Path) -> None:
+    with redis_sentinels(tmp_path) as service:
+        [sentinel] = service.sentinels
+        async with load(service.url) as requests:
+            sentinel.call("SENTINEL", "FAILOVER", SERVICE)
+            port = f"'port', '{service.replica.port}'"
+            await asyncio.to_thread(sentinel.wait_for, port, "SENTINEL", "MASTER", SERVICE)
+            await asyncio.to_thread(service.master.wait_for, "'role': 'slave'", "INFO", "replication")
+            await requests.until_all_are_hits()
+            assert set(requests.seen) <= {"hit", f"hit; reason={UNAVAILABLE}"}
+
+
+def node_of(cluster: Cluster, name: str) -> RedisServer:
+    slot = cluster.masters[0].call("CLUSTER", "KEYSLOT", name)
+    [node] = [node for node in cluster.masters if node.call("CLUSTER", "COUNTKEYSINSLOT", slot)]
+    return node
+
+
+def move_slot(cluster: Cluster, name: str) -> RedisServer:
+    """Move the slot of a key to another node, key by key, and return that."""
+    source = node_of(cluster, name)
+    target = next(node for node in cluster.masters if node is not source)
+    slot = source.call("CLUSTER", "KEYSLOT", name)
+    identity = target.call("CLUSTER", "MYID")
+    target.call("CLUSTER", "SETSLOT", slot, "IMPORTING", source.call("CLUSTER", "MYID"))
+    source.call("CLUSTER", "SETSLOT", slot, "MIGRATING", identity)
+    while names := source.call("CLUSTER", "GETKEYSINSLOT", slot, 10):
+        for each in names:
+            source.call("MIGRATE", "127.0.0.1", target.port, each, 0, 5000)
+    for node in (target, source):
+        node.call("CLUSTER", "SETSLOT", slot, "NODE", identity)
+    return target
+
+
+@case(Section.SHARED_STORE, "a slot of a Cluster moves to another node", "nothing of it")
+@pytest.mark.parametrize("kind", BINARIES)
+async def test_slots_that_move_under_load_are_followed(kind: str, tmp_path: Path) -> None:
+    with redis_cluster(tmp_path, kind=kind) as cluster:
+        async with load(cluster.url) as requests:
+            names = [name for node in cluster.masters for name in node.call("KEYS", "session-pin:1:{*}")]
+            assert len(names) == len(SESSIONS)
+            for name in names[::4]:
+                target = await asyncio.to_thread(move_slot, cluster, name)
+                assert node_of(cluster, name) is target
+            await requests.until_all_are_hits()
+            assert set(requests.seen) <= {"hit", f"hit; reason={UNAVAILABLE}"}
