@@ -15,12 +15,13 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError, ReadOnlyError, RedisClusterException, RedisError, ResponseError
 
 from ..log import names_of
+from ._redis_batches import Batches
 
 Client: TypeAlias = Redis | RedisCluster
 Execute: TypeAlias = Callable[..., Awaitable[Any]]
 Close: TypeAlias = Callable[[], Awaitable[None]]
 
-# 100 parallel calls are fastest over 16 to 32 connections, and a first burst does not have to open 500 of them.
+# At most, to a server or a node: a first burst does not have to open 500 of them.
 _CONNECTIONS = 32
 _CONNECT_SECONDS = 1.0
 # A node that hangs must leave time to ask the next one, in the two seconds of a trial of the store.
@@ -55,13 +56,11 @@ class Target(NamedTuple):
 
     - `address`: where that is, without credentials.
     - `open`: makes a client; nothing is connected yet.
-    - `calls`: how many may go on at once.
     - `examine`: returns what is wrong with each of the nodes that the URL lists; nothing for a single server.
     """
 
     address: str
     open: Callable[[], Opened]
-    calls: int
     examine: Callable[[], Awaitable[list[str]]]
 
 
@@ -82,18 +81,15 @@ class OwnClient:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._opened = self._target.open()
-            # One for each connection: BlockingConnectionPool lets late callers overtake.
-            self._slots = asyncio.Semaphore(self._target.calls)
             self._loop = loop
         opened = self._opened
-        async with self._slots:
-            try:
-                return await opened.execute(*command)
-            except RedisClusterException:  # no node answers that it knows: those of the URL may have moved
-                if self._opened is opened:
-                    self._loop = None
-                await opened.close()
-                raise
+        try:
+            return await opened.execute(*command)
+        except RedisClusterException:  # no node answers that it knows: those of the URL may have moved
+            if self._opened is opened:
+                self._loop = None
+            await opened.close()
+            raise
 
     async def aclose(self) -> None:
         """Close the client; in another event loop nothing of it can be closed any more."""
@@ -119,7 +115,7 @@ def read_url(url: str) -> Target:
 def _server(url: str) -> Target:
     def open_client() -> Opened:
         client = Redis.from_pool(_pool(url))
-        return Opened(client.execute_command, client.aclose)
+        return Opened(Batches(client, pool.max_connections).execute, client.aclose)
 
     async def examine() -> list[str]:
         return []
@@ -128,7 +124,7 @@ def _server(url: str) -> Target:
     options = pool.connection_kwargs
     place = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
     address = f"{urlsplit(url).scheme}://{place}/{options.get('db', 0)}"
-    return Target(address, open_client, pool.max_connections, examine)
+    return Target(address, open_client, examine)
 
 
 def _sentinel(url: str) -> Target:
@@ -155,7 +151,7 @@ def _sentinel(url: str) -> Target:
             for each in (client, *manager.sentinels):
                 await each.aclose()
 
-        return Opened(client.execute_command, close)
+        return Opened(Batches(client, options["max_connections"]).execute, close)
 
     async def examine_node(client: Any) -> str | None:
         masters = await client.sentinel_masters()
@@ -166,7 +162,7 @@ def _sentinel(url: str) -> Target:
     open_client()  # it is here that redis-py looks at some options
     address = f"{parts.scheme}://{_shown(nodes)}/{service}/{int(database or 0)}"
     examine = partial(_examine, nodes, sentinel_options, "Sentinel", examine_node)
-    return Target(address, open_client, options["max_connections"], examine)
+    return Target(address, open_client, examine)
 
 
 def _cluster(url: str) -> Target:
@@ -181,11 +177,12 @@ def _cluster(url: str) -> Target:
     def open_client() -> Opened:
         startup_nodes = [ClusterNode(host, port) for host, port in nodes]
         client = RedisCluster(startup_nodes=startup_nodes, **options)
+        slots = asyncio.Semaphore(calls)
 
         async def execute(*command: bytes | str | int) -> Any:
-            # redis-py would send what comes before it knows the slots to any node.
-            await client.initialize()
-            return await client.execute_command(*command)
+            async with slots:
+                await client.initialize()  # redis-py would send what comes before it knows the slots to any node
+                return await client.execute_command(*command)
 
         async def close() -> None:
             await client.aclose()  # it leaves all open where it was about to look for the slots anew
@@ -201,7 +198,7 @@ def _cluster(url: str) -> Target:
     open_client()
     node_options = {name: value for name, value in options.items() if name not in _CLUSTER_OPTIONS}
     examine = partial(_examine, nodes, node_options, "node of a Cluster", examine_node)
-    return Target(f"{parts.scheme}://{_shown(nodes)}", open_client, calls, examine)
+    return Target(f"{parts.scheme}://{_shown(nodes)}", open_client, examine)
 
 
 def _pool(url: str) -> ConnectionPool:
