@@ -246,10 +246,15 @@ async def _within(seconds: float, call: Callable[[], Awaitable[ResultT]]) -> Res
     cancellations = task.cancelling()
     try:
         async with asyncio.timeout(seconds):
-            return await call()
-    except (Exception, KeyboardInterrupt, SystemExit, GeneratorExit):
+            result = await call()
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # also what the store's client is cancelled by, or a panic of native code
-        if isinstance(error, asyncio.CancelledError) and task.cancelling() > cancellations:
+        if task.cancelling() > cancellations:
+            raise asyncio.CancelledError from error
+        if isinstance(error, Exception):
             raise
         raise RuntimeError("the store's client was cancelled, or broke down") from error
+    if task.cancelling() > cancellations:  # before Python 3.12 wait_for may swallow it, and redis-py uses that
+        raise asyncio.CancelledError
+    return result

@@ -1,6 +1,7 @@
 """A shared store on its bad days: slow, out, lost what it knew, full."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, cast
@@ -281,6 +282,25 @@ async def test_an_interrupt_and_a_cancellation_go_through(server: Server, clock:
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_cancellation_that_the_stores_client_swallows_goes_through(fails: bool, clock: Clock) -> None:
+    class Swallowing(Server):
+        async def claim(self, key: bytes, token: bytes, seconds: float) -> bool:
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._answer()
+            if fails:
+                raise OSError("down")
+            return True
+
+    server = Swallowing()
+    server.hangs = True
+    claiming = asyncio.create_task(replica(server, clock, timeout=3600).claim(K, 1))
+    await until(lambda: server.asked == 1)
+    claiming.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await claiming
 
 
 async def test_a_write_that_is_refused_leaves_the_reads(server: Server, clock: Clock) -> None:

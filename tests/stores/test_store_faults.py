@@ -22,7 +22,7 @@ UNAVAILABLE = "store-unavailable"
 class Replica:
     """One process of a fleet, with a gateway that never names a model twice."""
 
-    def __init__(self, url: str, name: str = "a", timeout_seconds: float = 0.1, store: PinStore | None = None) -> None:
+    def __init__(self, url: str, name: str = "a", timeout_seconds: float = 2, store: PinStore | None = None) -> None:
         self.gateway = Gateway(*(f"{name}-{number}" for number in range(1000)))
         self.events: list[PinEvent] = []
         config = Config(store=Store(url=url, timeout_seconds=timeout_seconds))
@@ -90,7 +90,7 @@ async def test_a_killed_server_is_done_without_and_learns_what_it_missed(server:
 
 @case(Section.SHARED_STORE, "it hangs", "three requests wait `store.timeout_seconds`, the next ones don't ask")
 async def test_a_frozen_server_costs_its_time_a_few_times_and_then_next_to_nothing(server: RedisServer) -> None:
-    replica = Replica(server.url)
+    replica = Replica(server.url, timeout_seconds=0.1)
     assert await replica.ask() == ("a-0", "miss")
     server.freeze()
     replica.events.clear()
@@ -107,7 +107,7 @@ async def test_a_frozen_server_costs_its_time_a_few_times_and_then_next_to_nothi
 
 @case(Section.SHARED_STORE, "it hangs while many ask", "they wait at the same time")
 async def test_many_requests_at_the_freeze_wait_at_the_same_time(server: RedisServer) -> None:
-    replica = Replica(server.url)
+    replica = Replica(server.url, timeout_seconds=0.1)
     sessions = range(50)
     before = await asyncio.gather(*(replica.ask(session) for session in sessions))
     server.freeze()
@@ -219,7 +219,7 @@ async def test_a_network_that_breaks_off_costs_nothing(server: RedisServer) -> N
 
 
 async def test_a_reset_while_the_server_does_not_answer_holds_when_it_is_back(server: RedisServer) -> None:
-    one, other = Replica(server.url, "a"), Replica(server.url, "b")
+    one, other = Replica(server.url, "a"), Replica(server.url, "b", timeout_seconds=0.1)
     assert await one.ask() == ("a-0", "miss")
     server.freeze()
     for model in ("b-0", "b-1"):  # by a replica that does not know the pin
