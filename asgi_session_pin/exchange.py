@@ -44,6 +44,7 @@ class Exchange(Opaque):
     body: RequestBody | None = None  # of that call
     status: bytes = b"miss"
     reason: bytes | None = None
+    coding: bytes = b""  # of its body, which is to be decoded
     resets: bool = False  # the client has its pin forgotten
     key: bytes = b""  # empty until the request is known to be one that is pinned
     asked: AskedModel = None

@@ -16,11 +16,11 @@ from .log import logger, names_of
 from .outcome import compare, put_pin, recall, record_choice, replace
 from .pin import Pin
 from .request.body import RequestBody
-from .request.scope import PINNED, copy_of_state, pinned_headers, put_state, why_unreadable
+from .request.scope import PINNED, copy_of_state, decoded_headers, pinned_headers, put_state, why_unreadable
 from .request.session import asked_model, asks_for_response, asks_for_stream
 from .response.decision import DecisionEditor, Edit, ask_for_identity, reply, tell_choice, tell_pin
 from .response.restore import Restorer
-from .wire.headers import Headers
+from .wire.headers import Headers, is_identity
 from .wire.json import Members, decode_members, find_string, put_model
 
 HELD = (Stage.WAITING, Stage.HOLDING, Stage.FAILING, Stage.DROPPED)  # nothing of the answer has gone out
@@ -82,13 +82,10 @@ async def _read(exchange: Exchange) -> tuple[Members, bytes] | None:
             return None
     body = exchange.body = RequestBody(exchange.receive)
     content = await body.read(runtime.max_request_bytes)
-    if content is None and body.why_unread is None:
-        content = await _read_on(exchange, body)
-    if content is None:
-        if body.overdue is None:
-            assert body.why_unread is not None
-            await _ignore(exchange, body.why_unread, body.receive)
-        return None
+    if content is None or exchange.coding:
+        content = await _read_on(exchange, body, content)
+        if content is None:
+            return None
     try:
         members = decode_members(content)
     except ValueError:
@@ -111,19 +108,31 @@ async def _read(exchange: Exchange) -> tuple[Members, bytes] | None:
     exchange.streams = asks_for_stream(members)
     if runtime.config.restore_model and not exchange.decides:
         _restore_model(exchange, members)
+    if exchange.coding:
+        body.put(content)
+        exchange.headers = decoded_headers(exchange.headers, len(content))
     return members, content
 
 
-async def _read_on(exchange: Exchange, body: RequestBody) -> bytes | None:
-    """Read a body that comes in several messages; if it takes too long, that passes it on."""
-    runtime, reader = exchange.runtime, asyncio.current_task()
-    assert reader is not None
-    pass_on = partial(_ignore, exchange, b"body-too-slow", body.receive)
-    timer = asyncio.get_running_loop().call_later(runtime.config.limits.body_seconds, body.give_up, reader, pass_on)
-    try:
-        return await body.read_on(runtime.max_request_bytes, exchange.open_share())
-    finally:
-        timer.cancel()
+async def _read_on(exchange: Exchange, body: RequestBody, content: bytes | None) -> bytes | None:
+    """Read a body that is not whole yet, or encoded; None: it can't be used, and was passed on as it came."""
+    runtime = exchange.runtime
+    share = exchange.open_share()
+    if content is None and body.why_unread is None:
+        reader = asyncio.current_task()
+        assert reader is not None
+        pass_on = partial(_ignore, exchange, b"body-too-slow", body.receive)
+        timer = asyncio.get_running_loop().call_later(runtime.config.limits.body_seconds, body.give_up, reader, pass_on)
+        try:
+            content = await body.read_on(runtime.max_request_bytes, share)
+        finally:
+            timer.cancel()
+    if content is not None and exchange.coding:
+        content = await body.decode(exchange.coding, runtime.max_request_bytes, share)
+    if content is None and body.overdue is None:
+        assert body.why_unread is not None
+        await _ignore(exchange, body.why_unread, body.receive)
+    return content
 
 
 def _restore_model(exchange: Exchange, members: Members) -> None:
@@ -238,6 +247,8 @@ def _pass_unread(exchange: Exchange) -> Awaitable[None] | None:
     if exchange.session_id == b"":
         return _ignore(exchange, b"invalid-session-id", exchange.receive)
     exchange.resets = control == b"reset"
+    coding = picked.get(b"content-encoding", b"")
+    exchange.coding = b"" if is_identity(coding) else coding
     unreadable = why_unreadable(picked, runtime.max_request_bytes)
     return None if unreadable is None else _ignore(exchange, unreadable, exchange.receive)
 

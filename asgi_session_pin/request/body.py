@@ -8,6 +8,7 @@ from msgspec import field
 from starlette.types import Message, Receive
 
 from ..log import Opaque
+from ..wire.compression import decode_in_slices, open_decoder
 from ..wire.messages import body_of
 from .buffers import Share
 
@@ -110,6 +111,33 @@ class RequestBody(Opaque):
             return False
         self.share = share
         return True
+
+    async def decode(self, coding: bytes, limit: int, share: Share) -> bytes | None:
+        """Return what the body decodes to; None: `why_unread` says why it can't be. The app gets it as it came.
+
+        Others have their turn after each slice of the work: a few bytes may decode to as much as *limit*.
+        """
+        self.share = share
+        decoder = open_decoder(coding)
+        assert decoder is not None
+        decoded: list[bytes] = []
+        try:
+            for piece in decode_in_slices(decoder, body_of(self.messages[0])):
+                if decoded:
+                    await asyncio.sleep(0)
+                decoded.append(piece)
+                limit -= len(piece)
+                if limit < 0:
+                    raise ValueError("decodes to too much")
+                if not share.take(len(piece)):
+                    self.why_unread = b"no-room"
+                    return None
+        except Exception:  # whatever a decoder does
+            self.why_unread = b"body-encoded"
+            return None
+        if len(decoded) > 1:
+            await asyncio.sleep(0)
+        return b"".join(decoded)
 
     def put(self, content: bytes) -> None:
         """Give the app *content* in place of what was read."""

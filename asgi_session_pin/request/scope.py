@@ -4,7 +4,8 @@ from typing import Any
 
 from starlette.types import Scope
 
-from ..wire.headers import Headers, content_length, is_identity, without
+from ..wire.compression import open_decoder
+from ..wire.headers import Headers, content_length, without
 
 # Over one of these, a changed body would no longer be the one that was signed (RFC 9530, RFC 3230, RFC 1864).
 SIGNATURE_HEADERS = frozenset({b"content-digest", b"repr-digest", b"digest", b"content-md5", b"x-amz-content-sha256"})
@@ -23,10 +24,10 @@ HEADER_NAMES = SIGNATURE_HEADERS | FRAMING_HEADERS | CONTROL_HEADERS | {b"conten
 
 def why_unreadable(headers: dict[bytes, bytes], limit: int) -> bytes | None:
     """Return why the body of an unusual request must pass as it is, as far as the headers tell, or None."""
-    if not is_identity(headers.get(b"content-encoding", b"")):
-        return b"body-encoded"
     if not SIGNATURE_HEADERS.isdisjoint(headers) or headers.get(b"authorization", b"").startswith(SIGV4):
         return b"body-signed"
+    if open_decoder(headers.get(b"content-encoding", b"")) is None:
+        return b"body-encoded"
     return b"body-too-large" if (content_length(headers) or 0) > limit else None
 
 
@@ -59,6 +60,11 @@ def put_state(scope: Scope, content: dict[str, Any]) -> None:
     if type(state) is dict:
         state.clear()
         state.update(content)
+
+
+def decoded_headers(headers: Headers, length: int) -> Headers:
+    """Return a copy of *headers* for a body that was decoded to *length* bytes."""
+    return [*without(headers, FRAMING_HEADERS | {b"content-encoding"}), (b"content-length", b"%d" % length)]
 
 
 def pinned_headers(headers: Headers, picked: dict[bytes, bytes], length: int, model: bytes) -> Headers:

@@ -7,18 +7,37 @@ few bytes can decode to gigabytes, so nothing is decoded further than it is of u
 import contextlib
 import importlib
 import zlib
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
 
 MAX_CODINGS = 4  # in a row; servers send one
+MAX_PIECE = 262_144  # bytes that are decoded at once, or decoded to: what takes no time
 MAX_FRAMES = 100  # one behind the other; each one costs a copy of the rest
 
 
-class Decoder(Protocol):
+class Decoder(ABC):
     """Decodes one coding."""
+
+    @property
+    @abstractmethod
+    def is_whole(self) -> bool:
+        """Whether what was decoded may end here."""
 
     def decode(self, data: bytes, room: int) -> bytes:
         """Return what *data* decodes to; fewer than *room* bytes."""
-        ...
+        decoded: list[bytes] = []
+        for piece in self.pieces(data):
+            decoded.append(piece)
+            room -= len(piece)
+            if room <= 0:
+                raise ValueError("decodes to too much")
+        return b"".join(decoded)
+
+    @abstractmethod
+    def pieces(self, data: bytes) -> Iterator[bytes]:
+        """Yield what *data* decodes to in pieces of about `MAX_PIECE` bytes at most."""
 
 
 def open_decoder(content_encoding: bytes) -> Decoder | None:
@@ -40,17 +59,32 @@ def decode_whole(data: bytes, content_encoding: bytes, room: int) -> bytes:
         return b""
 
 
-class _Chain:
+def decode_in_slices(decoder: Decoder, data: bytes) -> Iterator[bytes]:
+    """Yield what a whole body decodes to, in pieces none of which takes long; raises ValueError if it is broken."""
+    for start in range(0, len(data), MAX_PIECE):
+        if start:
+            yield b""
+        yield from decoder.pieces(data[start : start + MAX_PIECE])
+    if not decoder.is_whole:
+        raise ValueError("cut off")
+
+
+class _Chain(Decoder):
     def __init__(self, decoders: list[Decoder]) -> None:
         self._decoders = decoders
 
-    def decode(self, data: bytes, room: int) -> bytes:
+    @property
+    def is_whole(self) -> bool:
+        return all(decoder.is_whole for decoder in self._decoders)
+
+    def pieces(self, data: bytes) -> Iterator[bytes]:
+        pieces = iter((data,))
         for decoder in self._decoders:
-            data = decoder.decode(data, room)
-        return data
+            pieces = chain.from_iterable(map(decoder.pieces, pieces))
+        return pieces
 
 
-class _Frames:
+class _Frames(Decoder):
     """gzip and zstd: a body may be several compressed frames, one behind the other."""
 
     def __init__(self, open_frame: Any, error: type[Exception]) -> None:
@@ -58,58 +92,72 @@ class _Frames:
         self._error = error
         self._frame = open_frame()
         self._frames = 1
+        self._is_whole = False
 
-    def decode(self, data: bytes, room: int) -> bytes:
-        pieces: list[bytes] = []
-        while data:
+    @property
+    def is_whole(self) -> bool:
+        return self._is_whole
+
+    def pieces(self, data: bytes) -> Iterator[bytes]:
+        more = bool(data)
+        while more:
             if self._frame.eof:
                 self._frame = self._open_frame()
                 self._frames += 1
                 if self._frames > MAX_FRAMES:
                     raise ValueError("too many frames")
             try:
-                pieces.append(self._frame.decompress(data, room))
+                piece = self._frame.decompress(data, MAX_PIECE)
             except self._error:
                 if self._frames == 1:
                     raise ValueError("not of its coding") from None
-                break  # padding behind the last frame
-            room -= len(pieces[-1])
-            if room <= 0:
-                raise ValueError("decodes to too much")
-            data = self._frame.unused_data if self._frame.eof else b""
-        return b"".join(pieces)
+                return  # padding behind the last frame
+            yield piece
+            self._is_whole = self._frame.eof
+            data = self._frame.unused_data if self._frame.eof else getattr(self._frame, "unconsumed_tail", b"")
+            more = bool(data) or (len(piece) == MAX_PIECE and not self._frame.eof)  # zstd keeps what it did not consume
 
 
-class _Deflate:
+class _Deflate(Decoder):
     """`deflate` means the zlib format, but some servers send the raw one: the first two bytes tell."""
 
     def __init__(self) -> None:
         self._start = b""
         self._frames: _Frames | None = None
 
-    def decode(self, data: bytes, room: int) -> bytes:
+    @property
+    def is_whole(self) -> bool:
+        return self._frames is not None and self._frames.is_whole
+
+    def pieces(self, data: bytes) -> Iterator[bytes]:
         if self._frames is None:
             self._start += data
             if len(self._start) < 2:
-                return b""
+                return iter(())
             data = self._start
             is_zlib = data[0] & 0x0F == 8 and int.from_bytes(data[:2], "big") % 31 == 0  # RFC 1950, section 2.2
             self._frames = _zlib_frames(zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS)
-        return self._frames.decode(data, room)
+        return self._frames.pieces(data)
 
 
-class _Brotli:
+class _Brotli(Decoder):
     def __init__(self) -> None:
         self._stream = _brotli.Decompressor()
 
-    def decode(self, data: bytes, room: int) -> bytes:
-        try:
-            output: bytes = self._stream.process(data, output_buffer_limit=room)
-        except _brotli.error:
-            raise ValueError("not of its coding") from None
-        if len(output) >= room:
-            raise ValueError("decodes to too much")
-        return output
+    @property
+    def is_whole(self) -> bool:
+        return bool(self._stream.is_finished())
+
+    def pieces(self, data: bytes) -> Iterator[bytes]:
+        more = True
+        while more:
+            try:
+                piece: bytes = self._stream.process(data, output_buffer_limit=MAX_PIECE)
+            except _brotli.error:
+                raise ValueError("not of its coding") from None
+            yield piece
+            data = b""
+            more = len(piece) >= MAX_PIECE
 
 
 def _zlib_frames(window_bits: int) -> _Frames:

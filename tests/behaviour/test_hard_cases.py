@@ -1,5 +1,6 @@
 """The hard cases, row by row as in the table of the design."""
 
+import gzip
 import json
 import logging
 import tracemalloc
@@ -122,7 +123,11 @@ async def test_session_id_that_can_be_used_pins(headers: list[Header]) -> None:
     "not a JSON object, UTF-16 or UTF-32, an invalid name at top level",
     "`ignored; reason=body-not-json`",
 )
-@case(Section.REQUEST, "with a `content-encoding`", "`ignored; reason=body-encoded`")
+@case(
+    Section.REQUEST,
+    "with a `content-encoding` that is unknown, or broken, or decodes to more than `max_request_bytes`",
+    "`ignored; reason=body-encoded`",
+)
 @case(
     Section.REQUEST,
     "signed: `Content-Digest`, `Repr-Digest`, `Digest`, `Content-MD5`, AWS SigV4",
@@ -143,6 +148,13 @@ async def test_session_id_that_can_be_used_pins(headers: list[Header]) -> None:
         ("body-not-json", '{"model": "auto"}'.encode("utf-32"), []),
         ("body-not-json", b'{"model": "auto", "\xff": 1}', []),
         ("body-encoded", b'{"model": "auto"}', [(b"content-encoding", b"gzip")]),
+        ("body-encoded", b'{"model": "auto"}', [(b"content-encoding", b"compress")]),
+        ("body-encoded", gzip.compress(b'{"model": "auto"}')[:-1], [(b"content-encoding", b"gzip")]),
+        ("body-encoded", gzip.compress(b'{"x": "%s"}' % (b"x" * 1000)), [(b"content-encoding", b"gzip")]),
+        ("body-encoded", gzip.compress(b'{"model": "auto"}'), [(b"content-encoding", b"gzip, compress")]),
+        ("body-encoded", b"", [(b"content-encoding", b"gzip")]),
+        ("body-not-json", gzip.compress(b"model=auto"), [(b"content-encoding", b"gzip")]),
+        ("body-signed", gzip.compress(b"{}"), [(b"content-encoding", b"gzip"), (b"digest", b"SHA-256=x")]),
         ("body-signed", b'{"model": "auto"}', [(b"content-digest", b"sha-256=:x:")]),
         ("body-signed", b'{"model": "auto"}', [(b"repr-digest", b"sha-256=:x:")]),
         ("body-signed", b'{"model": "auto"}', [(b"digest", b"SHA-256=x")]),
@@ -158,6 +170,7 @@ async def test_body_that_cannot_be_read_passes_byte_for_byte(reason: str, conten
     assert answer.pin_status == f"ignored; reason={reason}"
     assert gateway.bodies[1] == (b"".join(content) if isinstance(content, list) else content)
     assert (b"x-session-pinned", b"true") not in gateway.scopes[1]["headers"]
+    assert set(headers) <= set(gateway.scopes[1]["headers"])
 
 
 @case(Section.REQUEST, "over `max_request_bytes`", "`ignored; reason=body-too-large`; it streams to the app")

@@ -3,10 +3,11 @@
 import contextlib
 import gzip
 import json
+import random
 import tracemalloc
 import types
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import brotli
 import pytest
@@ -17,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from asgi_driver import JSON_TYPE, SESSION, SSE_TYPE, Answer, Header, call, read_body, respond
 from asgi_session_pin import Config, Limits, SessionPinMiddleware
 from asgi_session_pin.wire import compression
-from asgi_session_pin.wire.compression import open_decoder
+from asgi_session_pin.wire.compression import MAX_PIECE, decode_in_slices, open_decoder
 from behaviour_document import Section, case
 
 zstd = compression._zstd  # the standard library's, or its backport
@@ -54,6 +55,37 @@ def test_any_chunking_gives_what_was_encoded(coding: bytes, data: bytes, size: i
     encoded = CODINGS[coding](data)
     assert decode(coding, [encoded]) == data
     assert decode(coding, [encoded[i : i + size] for i in range(0, len(encoded), size)]) == data
+
+
+@each_coding
+@pytest.mark.parametrize("size", [0, 1, MAX_PIECE - 1, MAX_PIECE, MAX_PIECE + 1, 3 * MAX_PIECE])
+def test_slices_give_what_was_encoded_and_none_is_large(coding: bytes, size: int) -> None:
+    for data in (b"x" * size, random.Random(size).randbytes(size)):
+        encoded = CODINGS[coding](data)
+        decoder = open_decoder(coding)
+        assert decoder is not None
+        pieces = list(decode_in_slices(decoder, encoded))
+        assert b"".join(pieces) == data
+        assert max(map(len, pieces), default=0) <= 2 * MAX_PIECE
+        assert decode(coding, [encoded], len(data) + 1) == data
+
+
+@pytest.mark.parametrize("coding", [b"gzip", b"deflate", b" Deflate ", b"br", b"gzip, br"])
+@given(data=st.binary(max_size=200), cut=st.integers(1, 20))
+def test_what_is_cut_off_is_not_whole(coding: bytes, data: bytes, cut: int) -> None:
+    decoder = open_decoder(coding)
+    assert decoder is not None
+    with pytest.raises(ValueError, match="cut off"):
+        list(decode_in_slices(decoder, CODINGS[coding](data)[:-cut]))
+
+
+def test_a_frame_that_is_cut_off_is_not_whole() -> None:
+    frame = zstd.compress(b"data")
+    for data, is_whole in ((frame * 2, True), (frame + frame[:-1], False), (frame[:-1], False)):
+        decoder = open_decoder(b"zstd")
+        assert decoder is not None
+        with contextlib.nullcontext() if is_whole else pytest.raises(ValueError, match="cut off"):
+            assert b"".join(decode_in_slices(decoder, data)) == b"datadata"
 
 
 @each_coding
@@ -166,8 +198,10 @@ def test_frames_without_end_are_refused_before_they_cost_time() -> None:
 
 
 async def test_a_decoder_that_breaks_never_breaks_the_response(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Broken:
-        def decode(self, data: bytes, room: int) -> bytes:
+    class Broken(compression.Decoder):
+        is_whole = True
+
+        def pieces(self, data: bytes) -> Iterator[bytes]:
             raise TypeError("an old library")
 
     monkeypatch.setitem(compression._MAKERS, "br", Broken)
