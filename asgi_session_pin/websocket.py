@@ -22,6 +22,7 @@ from .response.errors import Error
 from .response.judge import Verdict, implied_status, judge
 from .response.output import Seen, look_at_event
 from .response.reader import STREAM_BYTES, Reader, open_event_reader
+from .response.restore import restored
 from .response.rules import RESPONSE_HEADERS
 from .wire.headers import without
 from .wire.json import Members, decode_members, find_string, put_model
@@ -148,6 +149,7 @@ class PinnedSocket:
         self._answers: list[SocketAnswer] = []
         self._reset: set[bytes] = set()  # keys whose pin the client had forgotten
         self._client_left = False
+        self._restores = exchange.runtime.config.restore_model
         control = exchange.picked.get(b"x-session-pin", b"").strip().lower()
         exchange.resets = control == b"reset"
         self._status: bytes | None = b"websocket"
@@ -263,7 +265,7 @@ class PinnedSocket:
             if self._answers and message.get("text"):
                 event = _read_event(message["text"])
                 answer = self._answer_of(event)
-                if answer is not None and answer.wants(event):
+                if answer is not None and (answer.wants(event) or self._restores):
                     return self._see_and_send(answer, event, message)
         elif kind in ("websocket.accept", "websocket.http.response.start"):
             self._upgrade.share_scope()
@@ -284,7 +286,11 @@ class PinnedSocket:
     async def _see_and_send(self, answer: SocketAnswer, event: _Event, message: Message) -> None:
         if event.type in _ENDS:
             self._answers.remove(answer)
-        await answer.see(event, message["text"].encode())
+        data, asked = message["text"].encode(), answer.exchange.asked
+        if answer.wants(event):
+            await answer.see(event, data)
+        if self._restores and isinstance(asked, str):
+            message = {**message, "text": restored(data, asked).decode()}
         await self._upgrade.send(message)
 
     async def _break_off_and_send(self, message: Message) -> None:

@@ -59,7 +59,7 @@ class ReverseProxy:
         if scope["type"] == "lifespan":
             return await self._live(receive, send)
         if scope["type"] == "websocket":
-            return await WebSocketRelay(self._upstream, scope, receive, send).run()
+            return await WebSocketRelay(self._upstream, self._stall_seconds, scope, receive, send).run()
         if scope["method"] == "CONNECT":
             answer = error_response(501, "Tunnels are not forwarded.", "not_implemented")
             return await answer(scope, receive, send)

@@ -41,6 +41,10 @@ _NO_STATUS = 1005  # the other side's close has no code
 _NEVER_SENT = (1006, 1015)  # there was no close
 
 
+class _Stalled(Exception):
+    """The upstream takes nothing."""
+
+
 class UpstreamSocket:
     """A websocket to the upstream, on the connection of its handshake. To be closed."""
 
@@ -113,10 +117,13 @@ def _close(code: int, reason: str) -> Message:
 
 
 class WebSocketRelay:
-    """Forwards one websocket."""
+    """Forwards one websocket. An upstream that takes no message for *stall_seconds* is given up; None: it never is."""
 
-    def __init__(self, upstream: Upstream, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(
+        self, upstream: Upstream, stall_seconds: float | None, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         self._upstream = upstream
+        self._stall_seconds = stall_seconds
         self._scope = scope
         self._receive = receive
         self._send = send
@@ -205,10 +212,15 @@ class WebSocketRelay:
         to_client = self._start(self._pass_from(socket))
         self._start(_keep_alive(socket))
         await asyncio.wait((to_upstream, to_client), return_when=asyncio.FIRST_COMPLETED)
-        if not to_client.done() and to_upstream.result():
-            await asyncio.wait((to_client,), timeout=_CLOSE_SECONDS)
-        if to_client.done():
-            closing = to_client.result()
+        closing: Message | None = None
+        try:
+            if not to_client.done() and to_upstream.result():
+                await asyncio.wait((to_client,), timeout=_CLOSE_SECONDS)
+            if to_client.done():
+                closing = to_client.result()
+        except _Stalled:
+            closing = _close(WSCloseCode.INTERNAL_ERROR, "the upstream takes no message")
+        if closing is not None:
             await self._stop()  # granian closes when nobody waits for the client
             with contextlib.suppress(OSError):  # the client has left
                 await self._send(closing)
@@ -218,14 +230,19 @@ class WebSocketRelay:
         while (message := await received)["type"] == "websocket.receive":
             sending = self._start(socket.send(message))
             received = self._start(self._next())  # a client that leaves is seen, also if the upstream does not read
-            await asyncio.wait((sending, received), return_when=asyncio.FIRST_COMPLETED)
+            await self._wait(sending, received)
             if not sending.done():
                 if received.result()["type"] != "websocket.receive":
                     return False
-                await sending
+                await self._wait(sending)
         code = message.get("code", _NO_STATUS)
         await socket.send_close(code, message.get("reason") or "")
         return code not in _NEVER_SENT
+
+    async def _wait(self, *tasks: asyncio.Task[Any]) -> None:
+        done, _ = await asyncio.wait(tasks, timeout=self._stall_seconds, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            raise _Stalled
 
     async def _pass_from(self, socket: UpstreamSocket) -> Message:
         """Pass the upstream's frames on; return the end of all."""

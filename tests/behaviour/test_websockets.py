@@ -40,7 +40,7 @@ class Provider:
         self.models = list(models)
         self.scopes: list[Scope] = []
         self.texts: list[str] = []
-        self.said: dict[str, Events] = {}
+        self.said: dict[str | None, Events] = {}
         self.hold = asyncio.Event()
         self.hold.set()
 
@@ -289,7 +289,7 @@ async def test_an_id_may_come_in_each_request() -> None:
 
 async def test_a_request_without_a_model_gets_the_pinned_one() -> None:
     provider = Provider("auto-less")
-    provider.said = {None: response("a")}  # type: ignore[dict-item]
+    provider.said = {None: response("a")}
     async with connected(SessionPinMiddleware(provider)) as client:
         await client.turn(None)
         await client.turn(None)
@@ -379,6 +379,26 @@ async def test_what_the_app_puts_into_its_scope_is_in_the_servers() -> None:
     client = Client(SessionPinMiddleware(app), SESSION)
     await client.running
     assert client.scope["route"] == "here"
+
+
+@case(Section.WEBSOCKET, "`restore_model`", "the events name the model that was asked for")
+async def test_events_name_the_model_that_was_asked_for() -> None:
+    provider = Provider("a")
+    provider.said["a"] = [
+        '{"type":"response.created","response":{"x":1e400,"model":"a"}}',
+        response("a")[1],
+        *response("a")[1:],
+    ]
+    provider.said[None] = response("b")
+    async with connected(SessionPinMiddleware(provider, config=Config(restore_model=True))) as client:
+        await client.turn()
+        await client.turn()
+        await client.turn(None)
+    assert provider.asked == ["auto", "a", None]
+    texts = [message["text"] for message in client.sent if message["type"] == "websocket.send"]
+    assert texts[0] == texts[4] == '{"type":"response.created","response":{"x":1e400,"model":"auto"}}'
+    named = [json.loads(text).get("response", {}).get("model") for text in texts]
+    assert named == ["auto", None, None, "auto"] * 2 + ["b", None, "b"]
 
 
 # One choice

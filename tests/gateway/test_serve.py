@@ -21,6 +21,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from asgi_session_pin.cli import main
@@ -286,6 +287,23 @@ def test_what_the_server_does_for_an_upstreams_answers(file: Path) -> None:
                 connection.recv(65_536)
                 connection.sendall(head)
                 assert asking.result(PATIENCE).status_code == 777
+
+
+@case(Section.GATEWAY, "SIGTERM, and a websocket is open", "it is closed with 1012 at once: its client may come again")
+def test_websockets_are_closed_when_it_is_stopped() -> None:
+    async def wait(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.receive()
+
+    upstream_app = Starlette(routes=[WebSocketRoute("/", wait)])
+    with serve_app(upstream_app, ws="websockets-sansio") as upstream, serving("--upstream", upstream) as (url, process):
+        with connect(url.replace("http", "ws"), proxy=None) as client:
+            process.terminate()
+            with pytest.raises(ConnectionClosed) as raised:
+                client.recv(timeout=PATIENCE)
+        process.communicate(timeout=PATIENCE)
+    assert raised.value.rcvd is not None
+    assert raised.value.rcvd.code == 1012
 
 
 def test_it_forwards_websockets_and_has_nothing_of_them_in_its_log() -> None:

@@ -458,6 +458,27 @@ async def test_nothing_is_left_when_a_client_leaves_while_the_upstream_does_not_
             await gone.wait()
 
 
+@case(
+    Section.GATEWAY,
+    "the upstream of a websocket takes no message within `gateway.read_timeout_seconds`",
+    "1011",
+)
+@pytest.mark.parametrize("messages", [1, 2])
+async def test_an_upstream_that_takes_no_message_is_given_up(messages: int) -> None:
+    gone = asyncio.Event()
+
+    async def stall(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await gone.wait()
+
+    async with raw_upstream(stall) as upstream, proxied(upstream, read_seconds=0.3) as client:
+        with contextlib.suppress(ConnectionClosed):
+            for _ in range(messages):
+                await client.send(b"x" * MAX_MESSAGE_BYTES)
+        assert await closing_of(client) == (1011, "the upstream takes no message")
+        gone.set()
+
+
 async def test_an_upstream_that_does_not_answer_a_close_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(websocket, "_CLOSE_SECONDS", 0.1)
     gone = asyncio.Event()
