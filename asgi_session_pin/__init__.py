@@ -1,7 +1,7 @@
 """Session pinning for LLM proxies: one X-Session-Id, one model, as pure ASGI middleware."""
 
 from .config import Config, ConfigError, Decisions, Endpoint, Failover, Gateway, Limits, Routing, Sessions, Store
-from .events import PinEvent
+from .events import PinEvent, StoreCall
 from .middleware import SessionPinMiddleware, get_pinning
 from .pin import Pin
 from .session_pin import SessionPin, get_session_pin
@@ -27,6 +27,7 @@ __all__ = [
     "SessionPinMiddleware",
     "Sessions",
     "Store",
+    "StoreCall",
     "get_pinning",
     "get_session_pin",
 ]

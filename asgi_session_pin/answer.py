@@ -21,6 +21,7 @@ from .wire.messages import body_of
 JSON_TYPE = (b"content-type", b"application/json")
 PLAIN = {b"content-type", b"content-length"}
 NOT_PINNED = (b"x-session-pinned", b"false")
+LATE = "late"  # what is said of a failure after output had gone out
 LAST_MESSAGES = 32  # of a stream: an error, what ends the stream, and comments; wherever these are cut
 
 Look = Callable[[Reader], Awaitable[None]]
@@ -151,6 +152,7 @@ class Answer(Opaque):
         exchange = self.exchange
         if exchange.pin is not None:
             if self.failed_late or (self.last is not None and showed_late_failure(exchange, self.last, self.framing)):
+                exchange.verdict = LATE
                 await count_failure(exchange)
             elif self.last is not None and exchange.health is not None:
                 exchange.health.failures = 0
@@ -208,6 +210,8 @@ class Answer(Opaque):
         exchange = self.exchange
         runtime = exchange.runtime
         exchange.share_scope()
+        if exchange.began is not None:
+            exchange.first_byte_seconds = runtime.timer() - exchange.began
         if not (self.tells and runtime.config.response_headers):
             return exchange.send({**message, "headers": headers})
         if not is_clean and not runtime.nothing_to_heed.covers(map(header_name, headers)):

@@ -46,6 +46,7 @@ class Exchange(Opaque):
     reason: bytes | None = None
     coding: bytes = b""  # of its body, which is to be decoded
     resets: bool = False  # the client has its pin forgotten
+    source: str | None = None  # of the id, where the body was looked at for it
     key: bytes = b""  # empty until the request is known to be one that is pinned
     asked: AskedModel = None
     streams: bool = False  # whether it asks for a stream
@@ -57,8 +58,11 @@ class Exchange(Opaque):
     model: str | None = None  # the pinned one
     health: PinHealth | None = None  # what is known of the pin
     used: float = 0.0  # when the pin was, on the timer
+    verdict: str | None = None  # of a failure of the pinned model
     has_drifted: bool = False
     is_fallback: bool = False  # the gateway says that another model than the pinned one answered
+    began: float | None = None  # on the timer, if somebody listens
+    first_byte_seconds: float | None = None
     again: "Exchange | None" = None  # the request as it is sent to the app once more, in place of a failure
 
     def __deepcopy__(self, memo: object) -> "Exchange":
@@ -143,19 +147,28 @@ class Exchange(Opaque):
 
     def tell_listeners(self) -> None:
         """Give the event of this request to each listener."""
-        reason = self.reason_now()
-        event = PinEvent(
-            status=self.status.decode(),
-            reason=None if reason is None else reason.decode(),
-            endpoint=self.endpoint.path,
-            model=self.model,
-            key=self.key.hex() if self.key else None,
-            store_seconds=0.0 if self.slot is None else self.slot.store_seconds,
-            waited_seconds=0.0 if self.slot is None else self.slot.waited_seconds,
-            drift=self.has_drifted,
-        )
-        for listener in self.runtime.listeners:
+        event = self._event()
+        for listener in tuple(self.runtime.listeners):
             try:
                 listener(event)
             except Exception:
                 self.runtime.warn.failed("a listener failed")
+
+    def _event(self) -> PinEvent:
+        reason, slot = self.reason_now(), self.slot
+        return PinEvent(  # without the names of its fields, which cost ten times as much
+            self.status.decode(),
+            None if reason is None else reason.decode(),
+            self.endpoint.path,
+            self.source or self.runtime.sessions.find_source(self.picked) or "callable",
+            self.asked if isinstance(self.asked, str) else None,
+            self.model,
+            self.status in (b"hit", b"wait"),
+            self.verdict,
+            () if slot is None else slot.changes,
+            self.has_drifted,
+            self.key.hex() if self.key else None,
+            self.first_byte_seconds,
+            0.0 if slot is None else slot.waited_seconds,
+            () if slot is None else slot.calls,
+        )

@@ -88,7 +88,7 @@ class Guard(Opaque):
     def _break_off(self) -> None:
         """Take note that the app is done, and its answer, of which nothing went out, is not."""
         self.stage = Stage.FAILING
-        self.verdict = self.verdict or Verdict.UNAVAILABLE
+        self.verdict = self.verdict or self._found(Verdict.UNAVAILABLE)
 
     def calls_for_routing(self) -> bool:
         """Tell whether what is held is a failure in whose place the request is to be routed."""
@@ -276,7 +276,13 @@ class Guard(Opaque):
         exchange = self.answer.exchange
         if exchange.pin is None:
             return Verdict.UNAVAILABLE
-        return judge(status, error, exchange.pin.model, is_proven=is_proven(exchange, exchange.pin))
+        return self._found(judge(status, error, exchange.pin.model, is_proven=is_proven(exchange, exchange.pin)))
+
+    def _found(self, verdict: Verdict) -> Verdict:
+        """Take note of what the answer under the pin says of it."""
+        if self.first is None:
+            self.answer.exchange.verdict = verdict.value
+        return verdict
 
     def _is_routable(self, verdict: Verdict) -> bool:
         """Tell whether such a failure calls for routing; in the answer of a router for the first one instead."""

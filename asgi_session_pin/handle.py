@@ -28,6 +28,7 @@ HELD = (Stage.WAITING, Stage.HOLDING, Stage.FAILING, Stage.DROPPED)  # nothing o
 
 async def handle_observed(exchange: Exchange) -> None:
     """Do as `handle`, and tell the listeners."""
+    exchange.began = exchange.runtime.timer()
     try:
         await handle(exchange)
     finally:
@@ -97,6 +98,7 @@ async def _read(exchange: Exchange) -> tuple[Members, bytes] | None:
         return None
     if exchange.session_id is None:
         exchange.session_id = runtime.sessions.find_id(exchange.picked, members)
+        exchange.source = runtime.sessions.find_source(exchange.picked, members)
         if not exchange.session_id:
             await _ignore(exchange, b"invalid-session-id", body.receive)
             return None

@@ -191,7 +191,7 @@ def make_runtime(
     config: Config,
     sessions: SessionReader,
     store: PinStore,
-    listeners: tuple[Listener, ...],
+    listeners: Iterable[Listener],
     clock: Callable[[], float],
 ) -> Runtime:
     """Return what all requests of a middleware share."""
@@ -204,7 +204,7 @@ def make_runtime(
         on_failure=partial(warn.failed, _STORE_FAILED),
         timer=clock,
     )
-    is_watched = bool(listeners) or routing.session_max_age_seconds is not None
+    listening = list(listeners)
     return Runtime(
         app=app,
         config=config,
@@ -212,13 +212,13 @@ def make_runtime(
         rules=ModelRules(config),
         is_routed=_routed_models(routing.router_models),
         pins=pins,
-        find=store.find if type(store) is MemoryStore and not is_watched else None,
-        health=Health(config, clock, compares_all=bool(listeners)),
+        find=store.find if type(store) is MemoryStore and routing.session_max_age_seconds is None else None,
+        health=Health(config, clock, compares_all=bool(listening)),
         buffers=Buffers(config.limits.max_buffered_bytes),
         remembered=RememberedDecisions(routing.session_ttl_seconds, clock, pins.now),
         hold_timer=HoldTimer(),
         warn=warn,
-        listeners=listeners,
+        listeners=listening,
         timer=clock,
         renew_after=routing.session_ttl_seconds / 10 if routing.session_ttl_sliding else math.inf,
         max_request_bytes=config.limits.max_request_bytes,

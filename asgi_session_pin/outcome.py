@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from msgspec import Raw
 from starlette.types import Message
 
+from .events import Cause
 from .exchange import Exchange
 from .pin import Pin
 from .response.decision import remember
@@ -110,7 +111,7 @@ async def compare(exchange: Exchange, reader: Reader) -> None:
             pin.model,
             found.name,
         )
-        await _give_up(exchange, pin)
+        await _give_up(exchange, pin, "refused")
     elif exchange.has_drifted:
         message = "requests that are pinned to the model %r are also answered as %r"
         runtime.warn.once(("drifted", pin.model, found.name[:256]), message, pin.model, found.name)
@@ -176,16 +177,16 @@ async def _count_failure(exchange: Exchange, pin: Pin) -> bool:
             "the model %r failed failover.give_up_after times in a row in a session, whose pin was given up",
             pin.model,
         )
-        await _give_up(exchange, pin)
+        await _give_up(exchange, pin, "outage")
     return is_last
 
 
-async def _give_up(exchange: Exchange, pin: Pin) -> None:
+async def _give_up(exchange: Exchange, pin: Pin, cause: Cause) -> None:
     """Give a pin up; where its name has never served, no other is made of it for a while."""
     if not is_proven(exchange, pin):
         exchange.runtime.health.refuse(exchange.credential, pin.model)
     exchange.pin = None
-    await exchange.runtime.pins.unpin(exchange.place(), pin)
+    await exchange.runtime.pins.unpin(exchange.place(), pin, cause)
 
 
 def showed_late_failure(exchange: Exchange, last: Iterable[Message], framing: Framing) -> bool:

@@ -29,13 +29,13 @@ class Runtime:
     rules: ModelRules
     is_routed: Callable[[AskedModel], bool] | None  # None: the router decides for any model
     pins: PinTable
-    find: Callable[[bytes], Pin | None] | None  # looks a pin up where the store can't fail and nobody listens
+    find: Callable[[bytes], Pin | None] | None  # looks a pin up where the store can't fail
     health: Health
     buffers: Buffers
     remembered: RememberedDecisions
     hold_timer: HoldTimer
     warn: Warnings
-    listeners: tuple[Listener, ...]
+    listeners: list[Listener]  # which come and go
     timer: Callable[[], float]  # seconds
     renew_after: float  # seconds of an answer after which a sliding pin is renewed at its end
     max_request_bytes: int

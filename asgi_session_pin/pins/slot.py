@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import TypeVar
 
+from ..events import Cause, Operation, StoreCall
 from ..log import Opaque
 from ..pin import Pin
 from .turns import Turn
@@ -25,7 +26,9 @@ class Slot(Opaque):
     - `is_multiplexed`: whether it is one of several of a task, which are answered at the same time: on a websocket.
     - `turn`: to lead, while others wait; it has to be given back.
     - `has_waited`: whether its pin is another request's choice that it waited for.
-    - `waited_seconds`, `store_seconds`: how long it waited for that, and for the store.
+    - `waited_seconds`: how long it waited for that.
+    - `calls`: of the store.
+    - `changes`: of the pin.
     - `failed`: whether the store did not answer.
     - `until`: when the time is over that the store has before the app is called, on the timer.
     """
@@ -38,14 +41,22 @@ class Slot(Opaque):
     turn: Turn | None = None
     has_waited: bool = False
     waited_seconds: float = 0.0
-    store_seconds: float = 0.0
+    calls: tuple[StoreCall, ...] = ()
+    changes: tuple[Cause, ...] = ()
     failed: bool = False
     until: float | None = None
 
-    async def timed(self, asking: Awaitable[AnswerT]) -> AnswerT:
-        """Count the time that the store takes."""
+    async def timed(self, operation: Operation, asking: Awaitable[AnswerT]) -> AnswerT:
+        """Take note of the time that the store takes."""
         started = perf_counter()
+        failed = True
         try:
-            return await asking
+            answer = await asking
+            failed = False
+            return answer
         finally:
-            self.store_seconds += perf_counter() - started
+            self.calls += (StoreCall(operation, perf_counter() - started, failed),)
+
+    def changed(self, cause: Cause) -> None:
+        """Take note of what became of the pin."""
+        self.changes += (cause,)

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from cachetools import LRUCache
 
 from ..config import Config
+from ..events import Cause
 from ..log import logger
 from ..pin import Pin
 from ..stores import PinStore, ResilientStore
@@ -63,7 +64,7 @@ class PinTable:
         choices = self._turns.choices
         pin = None if is_absent else await self._look_up(slot)
         if pin is not None and slot.is_void(pin):
-            await self._unpin(slot, pin, self._until(slot))
+            await self._unpin(slot, pin, "reset" if slot.resets else "refused", self._until(slot))
             pin = None
         if pin is not None:
             return pin
@@ -80,11 +81,14 @@ class PinTable:
 
     async def record(self, slot: Slot, pin: Pin) -> Pin:
         """Keep a choice, and tell those that wait; return the pin in force, another one if somebody chose before."""
+        chosen = pin
         try:
-            pin = await slot.timed(self._store.add(slot.key, pin))
+            pin = await slot.timed("add", self._store.add(slot.key, pin))
         except Exception:
             self._failed(slot)
             pin = self._recall(slot) or pin
+        if pin == chosen:
+            slot.changed("made")
         self._turns.chosen(slot.key, pin)
         slot.turn = None
         return pin
@@ -100,16 +104,16 @@ class PinTable:
             self._turns.pass_on(slot.key, slot.turn)
             slot.turn = None
 
-    async def unpin(self, slot: Slot, pin: Pin) -> None:
+    async def unpin(self, slot: Slot, pin: Pin, cause: Cause) -> None:
         """Give a pin up, if it still is in force."""
-        await self._unpin(slot, pin, None)
+        await self._unpin(slot, pin, cause, None)
 
     async def renew(self, slot: Slot, pin: Pin, seconds: float) -> None:
         """Start the time of a sliding pin again after an answer of so many *seconds*, in which it may have lapsed."""
         try:
-            is_gone = await slot.timed(self._store.get(slot.key)) is None
+            is_gone = await slot.timed("get", self._store.get(slot.key)) is None
             if is_gone and seconds >= self._ttl and self._unpinned.get(slot.key) != pin:
-                await slot.timed(self._store.add(slot.key, pin))
+                await slot.timed("add", self._store.add(slot.key, pin))
         except Exception:
             self._failed(slot)
 
@@ -139,7 +143,7 @@ class PinTable:
     async def _look_up(self, slot: Slot) -> Pin | None:
         """Return the pin in force; if the store does not say, the one that this process knows."""
         try:
-            return await slot.timed(self._ask(slot))
+            return await slot.timed("get", self._ask(slot))
         except Exception:
             self._failed(slot)
             if slot.resets and self._shared is not None:
@@ -150,7 +154,8 @@ class PinTable:
         until = self._until(slot)
         pin = await (self._store.get(slot.key) if self._shared is None else self._shared.get(slot.key, until))
         if pin is not None and self._is_too_old(pin):
-            await self._discard(slot, pin, until)
+            if await self._discard(slot, pin, until):
+                slot.changed("lapsed")
             return None
         return pin
 
@@ -183,8 +188,8 @@ class PinTable:
             return None
         found = claim_or_find(
             slot,
-            claim=lambda: slot.timed(shared.claim(slot.key, self._lease, self._until(slot))),
-            look_up=lambda: slot.timed(self._ask(slot)),
+            claim=lambda: slot.timed("claim", shared.claim(slot.key, self._lease, self._until(slot))),
+            look_up=lambda: slot.timed("get", self._ask(slot)),
             timer=self._timer,
             waits_until=self._timer() - slot.waited_seconds + self._wait_seconds,
             may_wait=slot.hold(),
@@ -208,11 +213,13 @@ class PinTable:
             slot.turn = None
         return pin
 
-    async def _unpin(self, slot: Slot, pin: Pin, until: float | None) -> None:
+    async def _unpin(self, slot: Slot, pin: Pin, cause: Cause, until: float | None) -> None:
         try:
-            await slot.timed(self._discard(slot, pin, until))
+            if await slot.timed("discard", self._discard(slot, pin, until)):
+                slot.changed(cause)
         except Exception:
             self._failed(slot)
+            slot.changed(cause)  # it is, for this process
 
     def _discard(self, slot: Slot, pin: Pin, until: float | None) -> Awaitable[bool]:
         self._unpinned[slot.key] = pin

@@ -49,7 +49,9 @@ class SessionReader:
     """Reads the session out of a request's headers and body."""
 
     def __init__(self, config: Sessions, sources: Iterable[str]) -> None:
-        self._sources = [_read_source(part) for source in sources for part in PRESETS.get(source, (source,))]
+        names = [part for source in sources for part in PRESETS.get(source, (source,))]
+        self._sources = [_read_source(name) for name in names]
+        self._named = [(name, *_read_source(name)) for name in names]
         self._partition = frozenset(_read_source(part)[0] for part in config.partition_by)
         self._max_length = config.max_id_length
         self.by_model = config.pin_per == "model"
@@ -76,6 +78,13 @@ class SessionReader:
                 found = find_string(members, path)
                 if found is not None:
                     return self.use(found)
+        return None
+
+    def find_source(self, headers: dict[bytes, bytes], members: Members | None = None) -> str | None:
+        """Return which source the id comes from, as the settings name it."""
+        for name, header, path in self._named:
+            if header in headers or (path and members is not None and find_string(members, path) is not None):
+                return name
         return None
 
     def use(self, session_id: str) -> bytes:

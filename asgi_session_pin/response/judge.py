@@ -21,7 +21,7 @@ class Verdict(Enum):
     """The gateway says that it does not take the name."""
     UNPROVEN = "unproven"
     """A 4xx for a name that has never served: it may not be taken."""
-    NO_ACCESS = "no access"
+    NO_ACCESS = "no-access"
     """A name that has served is closed to this request."""
     UNAVAILABLE = "unavailable"
     """The model is out, for now."""
