@@ -1,7 +1,7 @@
 """Session pinning for LLM proxies: one X-Session-Id, one model, as pure ASGI middleware."""
 
-from .config import Config, ConfigError, Decisions, Endpoint, Failover, Gateway, Limits, Routing, Sessions, Store
-from .events import PinEvent, StoreCall
+from .config import Admin, Config, ConfigError, Decisions, Endpoint, Failover, Gateway, Limits, Routing, Sessions, Store
+from .events import PinEvent, StoreCall, Tokens
 from .middleware import SessionPinMiddleware, get_pinning
 from .pin import Pin
 from .session_pin import SessionPin, get_session_pin
@@ -10,6 +10,7 @@ from .stores import ClaimingStore, MemoryStore, PinStore
 __version__ = "0.1.0"
 
 __all__ = [
+    "Admin",
     "ClaimingStore",
     "Config",
     "ConfigError",
@@ -28,6 +29,7 @@ __all__ = [
     "Sessions",
     "Store",
     "StoreCall",
+    "Tokens",
     "get_pinning",
     "get_session_pin",
 ]

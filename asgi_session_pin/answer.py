@@ -140,7 +140,7 @@ class Answer(Opaque):
 
     def is_clients_leaving(self, error: Exception) -> bool:
         """Tell whether the app raised since the client has left: it was told so, or the server's `send` raised."""
-        return self.exchange.client_left or passed_through(error, self.exchange.send)
+        return self.exchange.client_left or passed_through(error, self.exchange.server_send or self.exchange.send)
 
     @property
     def is_settled(self) -> bool:

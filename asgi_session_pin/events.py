@@ -1,7 +1,7 @@
 """What happened to one request, for whoever listens: metrics, tracing, audits."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -22,12 +22,20 @@ Cause = Literal["made", "lapsed", "evicted", "refused", "outage", "reset", "forg
 Operation = Literal["get", "add", "discard", "claim"]
 
 
-class StoreCall(NamedTuple):
+class StoreCall(msgspec.Struct, frozen=True, gc=False):
     """A call of the pin store: which one, how many seconds it took, and whether it failed."""
 
     operation: Operation
     seconds: float
     failed: bool
+
+
+class Tokens(msgspec.Struct, frozen=True, gc=False):
+    """The tokens that an answer reports: of the *input*, those of it that were *cached*, and of the *output*."""
+
+    input: int
+    cached: int
+    output: int
 
 
 class PinEvent(msgspec.Struct, frozen=True, gc=False):
@@ -52,6 +60,7 @@ class PinEvent(msgspec.Struct, frozen=True, gc=False):
     - `key`: the digest under which the pin is kept, in hex; None where it was not made. Never the session's id.
     - `first_byte_seconds`: from the request's start to that of the answer; None where there was no answer.
     - `waited_seconds`: how long the request waited for another one's decision.
+    - `tokens`: that the answer reports; None where it reports none, and unless `admin.tokens` is on.
     - `store_calls`: what the pin store was asked, and how long it took; looking into this process's own table is none.
     """
 
@@ -69,6 +78,7 @@ class PinEvent(msgspec.Struct, frozen=True, gc=False):
     first_byte_seconds: float | None = None
     waited_seconds: float = 0.0
     store_calls: tuple[StoreCall, ...] = ()
+    tokens: Tokens | None = None
 
     @property
     def store_seconds(self) -> float:
@@ -77,3 +87,15 @@ class PinEvent(msgspec.Struct, frozen=True, gc=False):
 
 
 Listener = Callable[[PinEvent], None]
+
+
+class Tracing(Protocol):
+    """What puts events onto spans: the module `operate.tracing`."""
+
+    def is_traced(self) -> bool:
+        """Tell whether there is a span that records."""
+        ...
+
+    def set_attributes(self, event: PinEvent) -> None:
+        """Put what is known of a request onto its span."""
+        ...

@@ -15,6 +15,7 @@ from .request.buffers import Share
 from .request.scope import inner_scope, share
 from .request.session import AskedModel
 from .response.decision import remember_route
+from .response.usage import UsageReader
 from .runtime import Runtime
 from .wire.headers import Headers
 
@@ -33,7 +34,7 @@ class Exchange(Opaque):
     endpoint: Endpoint
     scope: Scope  # the server's
     receive: Receive  # the server's
-    send: Send  # the server's
+    send: Send  # to the client
     headers: Headers  # for the app
     picked: dict[bytes, bytes]
     unusual: bool  # its headers need a second look
@@ -63,6 +64,8 @@ class Exchange(Opaque):
     is_fallback: bool = False  # the gateway says that another model than the pinned one answered
     began: float | None = None  # on the timer, if somebody listens
     first_byte_seconds: float | None = None
+    usage: UsageReader | None = None
+    server_send: Send | None = None  # where `send` is not the server's itself
     again: "Exchange | None" = None  # the request as it is sent to the app once more, in place of a failure
 
     def __deepcopy__(self, memo: object) -> "Exchange":
@@ -96,6 +99,12 @@ class Exchange(Opaque):
         """Show outer middleware what the app has put into its scope."""
         if self.inner is not None and self.shared is not None:
             share(self.inner, self.scope, self.shared)
+
+    def count_tokens(self) -> None:
+        """Read the tokens that the answer reports."""
+        self.usage = UsageReader()
+        self.server_send = self.send
+        self.send = self.usage.watch(self.send)
 
     def place(self) -> Slot:
         """Return its place in the pin table."""
@@ -147,8 +156,9 @@ class Exchange(Opaque):
 
     def tell_listeners(self) -> None:
         """Give the event of this request to each listener."""
-        event = self._event()
-        for listener in tuple(self.runtime.listeners):
+        event, runtime = self._event(), self.runtime
+        tracing = () if runtime.tracing is None else (runtime.tracing.set_attributes,)
+        for listener in (*runtime.listeners, *tracing):
             try:
                 listener(event)
             except Exception:
@@ -171,4 +181,5 @@ class Exchange(Opaque):
             self.first_byte_seconds,
             0.0 if slot is None else slot.waited_seconds,
             () if slot is None else slot.calls,
+            None if self.usage is None else self.usage.read(),
         )

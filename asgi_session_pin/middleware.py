@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .arguments import check_session_id, check_store, read_listeners
 from .config import Config, Endpoint, source_name
 from .config.patterns import Patterns
-from .events import Listener
+from .events import Listener, Tracing
 from .exchange import Exchange
 from .handle import handle, handle_observed
 from .hold_timer import HoldTimer
@@ -81,11 +81,11 @@ class SessionPinMiddleware:
         self._endpoints = [(Patterns([endpoint.path]), endpoint) for endpoint in settings.endpoints]
         self._endpoint = lru_cache(maxsize=256)(self._find_endpoint)
         opened = open_store(settings, source_name(config), clock) if store is None else store
-        self._runtime = make_runtime(app, settings, self._sessions, opened, listeners, clock)
+        self.runtime = make_runtime(app, settings, self._sessions, opened, listeners, clock)
         if type(opened) is not MemoryStore:
-            _warn_of_guessable_ids(settings, self._runtime.warn)
+            _warn_of_guessable_ids(settings, self.runtime.warn)
         elif store is None:
-            _warn_of_workers(self._runtime.warn)
+            _warn_of_workers(self.runtime.warn)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -96,7 +96,7 @@ class SessionPinMiddleware:
                 if exchange is not None and kind == "websocket":
                     return await PinnedSocket(exchange).run()
                 if exchange is not None:
-                    return await (handle_observed(exchange) if self._runtime.listeners else handle(exchange))
+                    return await (handle_observed(exchange) if self._is_observed() else handle(exchange))
                 scope[SCOPE_KEY] = None
                 try:
                     return await self.app(scope, receive, send)
@@ -106,6 +106,10 @@ class SessionPinMiddleware:
             send = self._closing(send)
         await self.app(scope, receive, send)
         return None
+
+    def _is_observed(self) -> bool:
+        runtime = self.runtime
+        return bool(runtime.listeners) or (runtime.tracing is not None and runtime.tracing.is_traced())
 
     def _open(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> Exchange | None:
         """Return the exchange that a request needs; None if it has no session, and nothing that is forged."""
@@ -127,7 +131,7 @@ class SessionPinMiddleware:
         if unusual:
             headers = without(headers, CONTROL_HEADERS)
         decides = endpoint.kind == "decision"
-        return Exchange(self._runtime, endpoint, scope, receive, send, headers, picked, unusual, session_id, decides)
+        return Exchange(self.runtime, endpoint, scope, receive, send, headers, picked, unusual, session_id, decides)
 
     def _ask_for_id(self, scope: Scope) -> bytes | None:
         assert self._call_session_id is not None
@@ -135,12 +139,12 @@ class SessionPinMiddleware:
             session_id = self._call_session_id(scope)
             return None if session_id is None else self._sessions.use(session_id)
         except Exception:
-            self._runtime.warn.failed("the session_id callable failed; requests go on without a session")
+            self.runtime.warn.failed("the session_id callable failed; requests go on without a session")
             return None
 
     async def aclose(self) -> None:
         """Close the store, also one that was given as *store*. Lifespan does it, but never reaches inside a `Mount`."""
-        await self._runtime.pins.aclose()
+        await self.runtime.pins.aclose()
 
     async def forget(
         self, session_id: str, *, headers: Mapping[str, str] | None = None, model: str | None = None
@@ -151,7 +155,7 @@ class SessionPinMiddleware:
         *model* is the model that they ask for. Raises what the store raises.
         """
         pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in (headers or {}).items()]
-        return await self._runtime.pins.forget(
+        return await self.runtime.pins.forget(
             self._sessions.key(self._sessions.use(session_id), self._headers.pick(pairs), model)
         )
 
@@ -219,11 +223,21 @@ def make_runtime(
         hold_timer=HoldTimer(),
         warn=warn,
         listeners=listening,
+        tracing=_find_tracing(),
         timer=clock,
         renew_after=routing.session_ttl_seconds / 10 if routing.session_ttl_sliding else math.inf,
         max_request_bytes=config.limits.max_request_bytes,
         nothing_to_heed=NameMemory(),
     )
+
+
+def _find_tracing() -> Tracing | None:
+    """Return what puts events onto spans, where OpenTelemetry is installed."""
+    try:
+        from .operate import tracing
+    except ImportError:
+        return None
+    return tracing
 
 
 def _routed_models(patterns: tuple[str, ...]) -> Callable[[AskedModel], bool] | None:

@@ -157,7 +157,7 @@ async def refuse(exchange: Exchange, pin: Pin, verdict: Verdict) -> None:
         _warn_of_a_refused_name(exchange, pin)
     elif runtime.health.doubt(exchange.credential, pin.model):
         _warn_of_a_refused_name(exchange, pin)
-    await runtime.pins.unpin(exchange.place(), pin)
+    await runtime.pins.unpin(exchange.place(), pin, "refused")
 
 
 async def count_failure(exchange: Exchange) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp
 
 from .config import Config
-from .events import Listener
+from .events import Listener, Tracing
 from .hold_timer import HoldTimer
 from .log import Warnings
 from .pin import Pin
@@ -36,6 +36,7 @@ class Runtime:
     hold_timer: HoldTimer
     warn: Warnings
     listeners: list[Listener]  # which come and go
+    tracing: Tracing | None  # where OpenTelemetry is installed
     timer: Callable[[], float]  # seconds
     renew_after: float  # seconds of an answer after which a sliding pin is renewed at its end
     max_request_bytes: int

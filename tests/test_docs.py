@@ -52,7 +52,7 @@ YAML_BLOCKS = [
 def test_the_settings_that_documents_show_load(
     document: str, settings: str, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("PIN_SECRET", "REDIS_PASSWORD", "SENTINEL_PASSWORD"):
+    for name in ("PIN_SECRET", "PIN_ADMIN_TOKEN", "REDIS_PASSWORD", "SENTINEL_PASSWORD"):
         monkeypatch.setenv(name, "from-the-environment")
     file.write_text(settings)
     assert Config.load(file) != Config(), document

@@ -1,6 +1,7 @@
 """The configuration: YAML or a dict in, checked and frozen settings out."""
 
 from .settings import (
+    Admin,
     Config,
     ConfigError,
     Decisions,
@@ -15,6 +16,7 @@ from .settings import (
 )
 
 __all__ = [
+    "Admin",
     "Config",
     "ConfigError",
     "Decisions",

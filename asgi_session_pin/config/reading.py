@@ -13,9 +13,9 @@ from .yaml import Template, YAMLFault, locate
 StructT = TypeVar("StructT", bound=msgspec.Struct)
 
 # What stands under these names is never shown.
-SECRETS = frozenset({"secret", "url"})
+SECRETS = frozenset({"secret", "token", "url"})
 _credentials = re.compile(r"(?<!/)//[^/\s:@]*:[^/\s]*@")  # of a URL (RFC 3986, section 3.2.1)
-_RENAMED = {"max_waiting_bytes": "max_buffered_bytes"}  # keys of before
+_RENAMED = {"limits.max_waiting_bytes": "max_buffered_bytes", "gateway.health_path": "admin.path"}  # keys of before
 _UNITS = ("_seconds", "_bytes", "")  # which are easily left out
 
 
@@ -87,8 +87,9 @@ class _Reader:
             return self._fault(path, f"found {kind_of(value)}, expected a mapping")
         fields = {field.name: field for field in msgspec.structs.fields(kind)}
         for key in value:
-            if key in _RENAMED:
-                self._fault(_join(path, key), f"is no key any longer, expected {_RENAMED[key]!r} in its place")
+            if _join(path, key) in _RENAMED:
+                new = _RENAMED[_join(path, key)]
+                self._fault(_join(path, key), f"is no key any longer, expected {new!r} in its place")
             elif key not in fields:
                 spellings = {name.removesuffix(unit): name for unit in _UNITS for name in fields}
                 similar = difflib.get_close_matches(_key(key), spellings, 1)

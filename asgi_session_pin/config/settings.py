@@ -51,6 +51,10 @@ StoreURL = Annotated[
     ),
 ]
 RESPONSES = "*/responses"  # which other applications have as well
+AdminToken = Annotated[
+    str,
+    Meta(pattern=r"^[\x21-\x7e]{16,}\Z", description="at least 16 visible characters, such as ${PIN_ADMIN_TOKEN}"),
+]
 OnFailure = Literal["reroute", "pass"]
 Network = Annotated[str, Meta(description='an address or a network such as "10.0.0.0/8"', extra={"check": ip_network})]
 
@@ -177,7 +181,6 @@ class Gateway(_Section, frozen=True):
     - `ca_file`: authorities (PEM) to trust beside those of the system, or of SSL_CERT_FILE.
     - `trust_forwarded`: addresses and networks of proxies whose `X-Forwarded-*`, `Forwarded` and `X-Real-IP` are
       believed and added to; anybody else's are replaced.
-    - `health_path`: `/healthz` and `/readyz` below it are answered here, everything else by the upstream.
     """
 
     connect_timeout_seconds: Seconds = 5
@@ -187,9 +190,23 @@ class Gateway(_Section, frozen=True):
     max_connections: Count | None = None
     ca_file: Annotated[str, Meta(min_length=1, description="a file of certificates (PEM)")] | None = None
     trust_forwarded: tuple[Network, ...] = ()
-    health_path: Annotated[
-        str, Meta(pattern=r"^/[\w.~/-]*[\w.~-]\Z", description='a path such as "/-/session-pin"')
-    ] = "/-/session-pin"
+
+
+class Admin(_Section, frozen=True):
+    """What operators see, in `serve` and by `create_admin`.
+
+    - `path`: everything below it is answered here, and nothing by the upstream: `/healthz` and `/readyz` for anybody.
+    - `token`: who has it gets the metrics and the API, too, by `Authorization: Bearer`; None: nobody does.
+    - `metrics`: for Prometheus, where there is a token and `prometheus_client` is installed.
+    - `tokens`: read from the answers how many tokens they report, cached ones apart.
+    """
+
+    path: Annotated[str, Meta(pattern=r"^/[\w.~/-]*[\w.~-]\Z", description='a path such as "/-/session-pin"')] = (
+        "/-/session-pin"
+    )
+    token: AdminToken | None = None
+    metrics: bool = True
+    tokens: bool = False
 
 
 class Store(_Section, frozen=True):
@@ -271,6 +288,7 @@ class Config(_Section, frozen=True):
     store: Store = Store()
     limits: Limits = Limits()
     gateway: Gateway = Gateway()
+    admin: Admin = Admin()
     response_headers: bool = True
     restore_model: bool = False
 
@@ -307,6 +325,7 @@ class Config(_Section, frozen=True):
         """Return the settings as plain values of the YAML's shape, secrets masked."""
         values = msgspec.to_builtins(self, builtin_types=())
         values["sessions"]["secret"] = None if self.sessions.secret is None else "***"
+        values["admin"]["token"] = None if self.admin.token is None else "***"
         values["store"]["url"] = self.store.shown_url
         shown: dict[str, Any] = without_credentials(values)
         return shown

@@ -11,13 +11,6 @@ from ..request.scope import FRAMING_HEADERS
 FAILURES = (aiohttp.ClientError, OSError)  # of an upstream; TimeoutError is an OSError
 
 
-def inner_path(scope: Scope) -> str:
-    """Return the path below where the app is mounted."""
-    path: str = scope["path"]
-    root: str = scope.get("root_path", "").rstrip("/")
-    return path[len(root) :] if root and path.startswith(f"{root}/") else path
-
-
 def target(scope: Scope, base: bytes) -> bytes:
     """Return the request target below *base*, byte for byte as it came (RFC 9112, section 3.2)."""
     raw: bytes = scope.get("raw_path") or quote(scope["path"]).encode()

@@ -5,15 +5,16 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from ..config import Config, Gateway
 from ..events import Listener
 from ..middleware import SessionPinMiddleware
+from ..operate.admin import AdminApp
+from ..request.scope import inner_path
 from ..stores import PinStore
 from ..wire.url import read_upstream
-from .forwarding import error_response, inner_path, upgrade_required, wants_websocket
+from .forwarding import error_response, upgrade_required, wants_websocket
 from .relay import Relay
 from .upstream import Upstream
 from .websocket import WebSocketRelay
@@ -35,7 +36,7 @@ def create_gateway(
     """
     settings = Config.load(config)
     proxy = ReverseProxy(upstream, settings.gateway)
-    return _Gateway(proxy, config=settings, store=store, session_id=session_id, listeners=listeners)
+    return _Gateway(proxy, settings, store=store, session_id=session_id, listeners=listeners)
 
 
 class ReverseProxy:
@@ -52,7 +53,6 @@ class ReverseProxy:
         settings = settings or Gateway()
         self._upstream = Upstream(read_upstream(upstream), settings, clock)
         self._stall_seconds = settings.read_timeout_seconds
-        self._checks = [f"{settings.health_path}/{check}" for check in ("healthz", "readyz")]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward a request (ASGI)."""
@@ -68,20 +68,15 @@ class ReverseProxy:
                 scope, "This server has no websockets, which uvicorn has with websockets or wsproto."
             )
             return await answer(scope, receive, send)
-        if scope["method"] in ("GET", "HEAD"):
-            path = inner_path(scope)
-            if path in self._checks:
-                answer = PlainTextResponse("ok\n") if path == self._checks[0] else await self._readiness()
-                return await answer(scope, receive, send)
         return await Relay(self._upstream, self._stall_seconds, scope, receive, send).run()
+
+    async def is_ready(self) -> bool:
+        """Tell whether the upstream answers."""
+        return await self._upstream.is_ready()
 
     async def aclose(self) -> None:
         """Close the connections to the upstream. Lifespan does it."""
         await self._upstream.aclose()
-
-    async def _readiness(self) -> Response:
-        is_ready = await self._upstream.is_ready()
-        return PlainTextResponse(*(("ok\n",) if is_ready else ("the upstream does not answer\n", 503)))
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -92,8 +87,22 @@ class ReverseProxy:
 
 
 class _Gateway(SessionPinMiddleware):
+    """The middleware before the proxy, and beside them what operators get."""
+
+    def __init__(self, proxy: ReverseProxy, config: Config, **options: Any) -> None:
+        super().__init__(proxy, config=config, **options)
+        self._proxy = proxy
+        self._admin = AdminApp(self, proxy.is_ready)
+        self._admin_path = config.admin.path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan" and (inner_path(scope) + "/").startswith(self._admin_path + "/"):
+            scope = {**scope, "root_path": scope.get("root_path", "").rstrip("/") + self._admin_path}
+            return await self._admin(scope, receive, send)
+        return await super().__call__(scope, receive, send)
+
     async def aclose(self) -> None:
         """Close the store and the connections to the upstream."""
+        self._admin.close()
         await super().aclose()
-        assert isinstance(self.app, ReverseProxy)
-        await self.app.aclose()
+        await self._proxy.aclose()

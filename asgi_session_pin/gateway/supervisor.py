@@ -1,11 +1,13 @@
 """The process over the workers of `asgi-session-pin serve`, which replaces those that die and takes new settings."""
 
 import contextlib
+import itertools
 import logging
 import math
 import multiprocessing
 import signal
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from enum import Enum
@@ -35,12 +37,16 @@ class State(Enum):
 class _Worker:
     """A process, and what it was told last."""
 
-    def __init__(self, service: Service, limits: Limits, sockets: list[socket.socket]) -> None:
+    def __init__(
+        self, service: Service, limits: Limits, sockets: list[socket.socket], figures: str | None, number: int
+    ) -> None:
         self.service = service
+        self.number = number
         self._limits = limits
         self.pipe, its_end = _spawn.Pipe()
         with its_end:
-            self.process = _spawn.Process(target=run_worker, args=(service, limits, sockets, its_end), daemon=True)
+            arguments = (service, limits, sockets, its_end, figures, number)
+            self.process = _spawn.Process(target=run_worker, args=arguments, daemon=True)
             self.process.start()
         self._enter(State.STARTING, limits.start)
 
@@ -113,10 +119,11 @@ class Supervisor:
         self._signals: set[int] = set()  # still to be followed
         self._replace_after = 0.0
         self._exit_code = 0
+        self._figures: str | None = None  # the folder in which the workers count together
 
     def run(self) -> int:
         """Serve until a signal ends it and return 0, or 1 if the workers can't start."""
-        with _caught_signals() as caught:
+        with _caught_signals() as caught, _folder_of_figures() as self._figures:
             self._start_missing()
             while self._workers or self._current is not None:
                 ends = [end for worker in self._workers for end in (worker.pipe, worker.process.sentinel)]
@@ -197,7 +204,9 @@ class Supervisor:
     def _start(self, service: Service, count: int) -> None:
         try:
             for _ in range(count):
-                self._workers.append(_Worker(service, self._limits, self._sockets))
+                taken = {worker.number for worker in self._workers}
+                number = next(number for number in itertools.count() if number not in taken)
+                self._workers.append(_Worker(service, self._limits, self._sockets, self._figures, number))
         except OSError as error:
             logger.error("a worker can't be started: %s", error.strerror)
             self._replace_after = time.monotonic() + _REPLACE_SECONDS
@@ -210,6 +219,18 @@ class Supervisor:
             listener.close()
         for worker in self._workers:
             worker.stop()
+
+
+@contextlib.contextmanager
+def _folder_of_figures() -> Iterator[str | None]:
+    """Yield a new folder, which is gone at the end; None where there is no room for one."""
+    with contextlib.ExitStack() as stack:
+        folder = None
+        try:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="asgi-session-pin-"))
+        except OSError as error:
+            logger.warning("each worker counts alone: no temporary folder can be made: %s", error.strerror)
+        yield folder
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib
 import logging
 import signal
 import socket
@@ -52,12 +53,23 @@ READY = "ready"
 
 
 def run_worker(
-    service: Service, limits: Limits, sockets: list[socket.socket], supervisor: "Connection[object, Order]"
+    service: Service,
+    limits: Limits,
+    sockets: list[socket.socket],
+    supervisor: "Connection[object, Order]",
+    figures: str | None = None,
+    number: int = 0,
 ) -> None:
-    """Serve on *sockets* until the supervisor says otherwise, or is gone."""
+    """Serve on *sockets* until the supervisor says otherwise, or is gone.
+
+    *figures* is the folder in which all workers count for their metrics, each under a *number* of its own.
+    """
     with contextlib.suppress(AttributeError):  # Windows has no such signal
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which goes to the whole group, when its terminal closes
     set_up_logging(service.log_level)
+    if figures is not None and service.config.admin.token is not None and service.config.admin.metrics:
+        with contextlib.suppress(ImportError):
+            importlib.import_module("asgi_session_pin.operate.metrics").share(figures, number)
     # The upstream's `server` and `date` go through as they are. Who the client is, the proxy writes down itself.
     config = uvicorn.Config(
         create_gateway(service.upstream, service.config),

@@ -22,6 +22,13 @@ UNUSUAL_HEADERS = SIGNATURE_HEADERS | CONTROL_HEADERS | {b"content-encoding", b"
 HEADER_NAMES = SIGNATURE_HEADERS | FRAMING_HEADERS | CONTROL_HEADERS | {b"content-encoding", b"authorization"}
 
 
+def inner_path(scope: Scope) -> str:
+    """Return the path below where the app is mounted."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "").rstrip("/")
+    return path[len(root) :] if root and path.startswith(f"{root}/") else path
+
+
 def why_unreadable(headers: dict[bytes, bytes], limit: int) -> bytes | None:
     """Return why the body of an unusual request must pass as it is, as far as the headers tell, or None."""
     if not SIGNATURE_HEADERS.isdisjoint(headers) or headers.get(b"authorization", b"").startswith(SIGV4):

@@ -311,4 +311,6 @@ async def test_events_hold_no_id_and_no_credential() -> None:
 def test_the_document_has_every_field_and_word_of_an_event() -> None:
     told = set(re.findall(r"`([\w-]+)`", DOCUMENT.read_text()))
     words = [*get_args(Cause), "client", "refused", "unproven", "no-access", "unavailable", "late"]
-    assert [name for name in (*PinEvent.__struct_fields__, *StoreCall._fields, *words) if name not in told] == []
+    assert [
+        name for name in (*PinEvent.__struct_fields__, *StoreCall.__struct_fields__, *words) if name not in told
+    ] == []

@@ -19,8 +19,8 @@ URL_EXPECTED = (
     '"redis+sentinel://HOST:PORT,HOST:PORT/SERVICE/DB" or "redis+cluster://HOST:PORT,HOST:PORT" (TLS: "rediss")'
 )
 ANY_SECTION = (
-    "expected one of routing, sessions, decisions, endpoints, failover, store, limits, gateway, response_headers, "
-    "restore_model"
+    "expected one of routing, sessions, decisions, endpoints, failover, store, limits, gateway, admin, "
+    "response_headers, restore_model"
 )
 
 

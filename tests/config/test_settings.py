@@ -267,6 +267,23 @@ def test_a_repr_shows_everything_but_secrets() -> None:
     assert "routing=Routing(session_ttl_seconds=600, session_ttl_sliding=True" in repr(config)
 
 
+def test_the_operators_token_is_long_and_never_shown() -> None:
+    config = Config.load({"admin": {"token": "0123456789abcdef"}})
+    assert config.admin.token == "0123456789abcdef"
+    assert "0123456789" not in config.to_yaml() + repr(config)
+    for token in ("0123456789abcde", "0123456789 abcdef", "0123456789abcdef\n", "0123456789abcdeä", "", 5):
+        (fault,) = faults_of({"admin": {"token": token}})
+        kind = "a number" if token == 5 else "text"
+        assert fault == (
+            f"admin.token: found {kind}, expected at least 16 visible characters, such as ${{PIN_ADMIN_TOKEN}} or null"
+        )
+
+
+def test_a_key_that_has_moved_says_where_to() -> None:
+    (fault,) = faults_of({"gateway": {"health_path": "/up"}})
+    assert fault == "gateway.health_path: is no key any longer, expected 'admin.path' in its place"
+
+
 def test_a_pretty_printer_is_shown_everything_but_secrets() -> None:
     assert Store(url="redis://:hunter2@host").__rich_repr__() == [("url", "***"), ("timeout_seconds", 0.1)]
     assert Sessions(sources=("body:id",), partition_by=(), secret="hunter2").__rich_repr__() == [

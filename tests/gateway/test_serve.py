@@ -180,7 +180,7 @@ def wait_until_told(process: subprocess.Popen[str], text: str) -> None:
 )
 @pytest.mark.parametrize("workers", [1, 2])
 def test_sighup_brings_new_settings_and_ends_no_stream(workers: int, file: Path) -> None:
-    file.write_text("gateway: {health_path: /old}")
+    file.write_text("admin: {path: /old}")
     arguments = ["--config", str(file), "--workers", str(workers)]
     with serve_app(UPSTREAM) as upstream, serving("--upstream", upstream, *arguments) as (url, process):
         wait_until(lambda: len(workers_of(process.pid)) == workers)
@@ -188,13 +188,13 @@ def test_sighup_brings_new_settings_and_ends_no_stream(workers: int, file: Path)
         with httpx.stream("GET", f"{url}/slow", trust_env=False, timeout=PATIENCE) as response:
             events = response.iter_lines()
             first = next(events)
-            file.write_text("gateway: {health_path: /new}")
+            file.write_text("admin: {path: /new}")
             process.send_signal(signal.SIGHUP)
             assert [first, *filter(None, events)] == [f"data: {number}" for number in range(10)]
         wait_until(lambda: not before & workers_of(process.pid))
         assert [get(f"{url}/{path}/healthz").status_code for path in ("new", "old")] == [200, 404]
 
-        file.write_text("gateway: {health_path: 1}")
+        file.write_text("admin: {path: 1}")
         process.send_signal(signal.SIGHUP)
         after = workers_of(process.pid)
         for worker in after:
@@ -205,13 +205,13 @@ def test_sighup_brings_new_settings_and_ends_no_stream(workers: int, file: Path)
         assert process.wait(PATIENCE) == 0
         assert process.stderr is not None
         text = process.stderr.read()
-        assert f"the settings stay as they are: {file}: 1 fault\n  gateway.health_path: found 1" in text
+        assert f"the settings stay as they are: {file}: 1 fault\n  admin.path: found 1" in text
         assert text.count("a worker ended by itself") == workers
 
 
 def test_settings_from_a_pipe_are_those_of_all_workers_and_stay(file: Path) -> None:
     os.mkfifo(file)
-    writer = threading.Thread(target=lambda: file.write_text("gateway: {health_path: /piped}"))
+    writer = threading.Thread(target=lambda: file.write_text("admin: {path: /piped}"))
     writer.start()
     arguments = ["--upstream", "http://127.0.0.1:9", "--workers", "2", "--config", str(file)]
     with serving(*arguments) as (url, process):

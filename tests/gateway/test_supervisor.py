@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from asgi_session_pin import Config
 from asgi_session_pin.cli import main
-from asgi_session_pin.config import Gateway
+from asgi_session_pin.config import Admin
 from asgi_session_pin.gateway.serve import bind
 from asgi_session_pin.gateway.supervisor import Supervisor
 from asgi_session_pin.gateway.worker import READY, Limits, Order, Service, run_worker
@@ -31,7 +31,7 @@ from servers import PATIENCE, free_port, is_open, serve_app, wait_until, wait_un
 
 NOWHERE = "http://127.0.0.1:9"
 GOOD = Service(NOWHERE, Config(), "info")
-NEW = Service(NOWHERE, Config(gateway=Gateway(health_path="/new")), "info")
+NEW = Service(NOWHERE, Config(admin=Admin(path="/new")), "info")
 BROKEN = Service("no URL", Config(), "info")  # no worker can serve it
 UPLOAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-Session-Id: s\r\nContent-Length: 100\r\n\r\n{"
 
@@ -139,6 +139,52 @@ def test_a_worker_that_dies_is_replaced(caplog: pytest.LogCaptureFixture) -> Non
     assert "a worker ended by itself, with exit code -9" in caplog.text
 
 
+OBSERVED = Service(NOWHERE, Config(admin=Admin(token="0123456789abcdef")), "info")
+
+
+@case(
+    Section.OPERATORS, "`metrics` of several workers", "any of them tells the figures of all, also of those that ended"
+)
+def test_workers_count_together_and_those_that_ended_count_too() -> None:
+    def ask(port: int) -> None:
+        headers = {"x-session-id": "s", "connection": "close"}
+        url = f"http://127.0.0.1:{port}/v1/chat/completions"
+        assert httpx.post(url, json={"model": "auto"}, headers=headers, trust_env=False).status_code == 502
+
+    def requests(port: int) -> list[str]:
+        headers = {"authorization": "Bearer 0123456789abcdef", "connection": "close"}
+        answer = httpx.get(f"http://127.0.0.1:{port}/-/session-pin/metrics", headers=headers, trust_env=False)
+        return [line for line in answer.text.splitlines() if line.startswith("session_pin_requests_total")]
+
+    def told(number: int) -> list[str]:
+        labels = 'endpoint="*/chat/completions",reason="",status="miss"'
+        return [f"session_pin_requests_total{{{labels}}} {number}.0"]
+
+    def client(port: int) -> None:
+        wait_until(lambda: len(workers()) == 2)
+        for _ in range(8):
+            ask(port)
+        wait_until(lambda: [requests(port) for _ in range(4)] == [told(8)] * 4)
+        before = workers()
+        send(signal.SIGHUP)
+        wait_until(lambda: len(workers()) == 2 and not workers() & before)
+        ask(port)
+        wait_until(lambda: [requests(port) for _ in range(4)] == [told(9)] * 4)
+
+    assert supervise(client, OBSERVED, lambda: replace(OBSERVED), count=2) == 0
+
+
+def test_without_room_for_figures_each_worker_counts_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryDirectory.__init__", refuse)
+    assert supervise(lambda port: get(port)) == 0
+    assert "each worker counts alone: no temporary folder can be made: No space left on device" in caplog.text
+
+
 def test_workers_that_cannot_start_end_it_at_once() -> None:
     assert supervise_until_it_ends(BROKEN) == 1
 
@@ -203,7 +249,7 @@ def test_the_command_reads_its_file_again(
     file: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     def client(port: int) -> None:
-        file.write_text("gateway: {health_path: /new}")
+        file.write_text("admin: {path: /new}")
         send(signal.SIGHUP)
         wait_until(lambda: [get(port, "/new/healthz") for _ in range(8)] == [200] * 8)
         file.unlink()

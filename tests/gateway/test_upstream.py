@@ -13,8 +13,6 @@ from asgi_session_pin.gateway.proxy import ReverseProxy, create_gateway
 from behaviour_document import Section, case
 from servers import free_port
 
-READY = "/-/session-pin/readyz"
-
 
 class Server:
     """Answers each request with a head of its own, and counts them."""
@@ -64,18 +62,16 @@ async def test_readiness_is_an_answer_of_the_upstream_and_asked_once_a_second(st
     server = Server(status)
     async with server as url:
         proxy = ReverseProxy(f"{url}/base", clock=lambda: now)
-        together = await asyncio.gather(*(get(proxy, READY) for _ in range(5)))
-        assert [(answer.start["status"], answer.body) for answer in together] == [(200, b"ok\n")] * 5
+        assert await asyncio.gather(*(proxy.is_ready() for _ in range(5))) == [True] * 5
         assert [head.split(b"\r\n")[0] for head in server.heads] == [b"HEAD /base HTTP/1.1"]
         now += 0.9
-        await get(proxy, READY)
+        assert await proxy.is_ready()
         assert len(server.heads) == 1
         now += 0.2
-        await get(proxy, READY)
+        assert await proxy.is_ready()
         assert len(server.heads) == 2
     now += 1
-    answer = await get(proxy, READY)
-    assert (answer.start["status"], answer.body) == (503, b"the upstream does not answer\n")
+    assert not await proxy.is_ready()
     await proxy.aclose()
 
 
@@ -87,7 +83,7 @@ async def test_an_open_port_that_says_nothing_is_not_ready() -> None:
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         proxy = ReverseProxy(url, Gateway(connect_timeout_seconds=0.1))
-        assert (await get(proxy, READY)).start["status"] == 503
+        assert not await proxy.is_ready()
         await proxy.aclose()
 
 
@@ -109,9 +105,9 @@ async def test_authorities_are_the_systems_and_those_of_the_file(
     settings = Gateway(ca_file=str(file)) if how == "ca_file" else Gateway()
     async with Server(tls=context) as url:
         proxy = ReverseProxy(url, settings)
-        statuses = [(await get(proxy, path)).start["status"] for path in (READY, "/v1/models")]
+        found = await proxy.is_ready(), (await get(proxy, "/v1/models")).start["status"]
         await proxy.aclose()
-    assert statuses == ([503, 502] if how == "not at all" else [200, 200])
+    assert found == ((False, 502) if how == "not at all" else (True, 200))
 
 
 def test_a_ca_file_that_cannot_be_used_fails_at_the_start(tmp_path: Path) -> None:

@@ -56,6 +56,12 @@ answer the events up to `response.completed` or a failure. The rules, the pins a
 """,
     )
     GATEWAY = "The reverse proxy (`asgi-session-pin serve`)", ""
+    OPERATORS = (
+        "Operators",
+        """\
+Below `admin.path`, in `serve` and by `create_admin`.
+""",
+    )
 
     def __init__(self, heading: str, introduction: str) -> None:
         self.heading = heading

@@ -1,0 +1,1 @@
+"""For operators: metrics, traces, an API."""
