@@ -17,6 +17,7 @@ from ..middleware import SessionPinMiddleware
 from ..request.scope import inner_path
 from ..wire.headers import Headers
 from .event_stream import EventStream
+from .page import make_page
 
 if TYPE_CHECKING:
     from .metrics import Metrics
@@ -78,6 +79,8 @@ class AdminApp:
             Route(re.compile("/readyz"), {"GET": self._readiness}, is_open=True),
             Route(re.compile("/api/events"), {"GET": self._events}),
         ]
+        if settings.token is not None:  # which the page asks for
+            self._routes.append(Route(re.compile("/?"), {"GET": self._page}, is_open=True))
         if settings.metrics:
             self._routes.append(Route(re.compile("/metrics"), {"GET": self._figures}))
 
@@ -126,6 +129,9 @@ class AdminApp:
         kind, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
         is_same = hmac.compare_digest(_digest(token.strip(" ").encode("latin-1")), self._token or b"")
         return is_same and kind.lower() == "bearer"
+
+    async def _page(self, request: Request) -> Response:
+        return make_page()
 
     async def _health(self, request: Request) -> Response:
         return PlainTextResponse("ok\n")

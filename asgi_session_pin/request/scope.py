@@ -26,7 +26,7 @@ def inner_path(scope: Scope) -> str:
     """Return the path below where the app is mounted."""
     path: str = scope["path"]
     root: str = scope.get("root_path", "").rstrip("/")
-    return path[len(root) :] if root and path.startswith(f"{root}/") else path
+    return path[len(root) :] if root and f"{path}/".startswith(f"{root}/") else path
 
 
 def why_unreadable(headers: dict[bytes, bytes], limit: int) -> bytes | None:

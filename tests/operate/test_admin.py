@@ -98,8 +98,7 @@ async def test_without_a_token_in_the_settings_there_is_nothing(path: str) -> No
 @pytest.mark.parametrize(
     "path",
     [
-        "",
-        "/",
+        "//",
         "//metrics",
         "/metrics/",
         "/./metrics",

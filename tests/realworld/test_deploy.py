@@ -64,7 +64,7 @@ def test_nginx_takes_its_part(tmp_path: Path) -> None:
 
 
 def test_a_linter_finds_nothing_wrong_with_the_image() -> None:
-    assert run("hadolint", DEPLOY / "Dockerfile") == ""
+    assert run(Path(sys.executable).with_name("hadolint"), DEPLOY / "Dockerfile") == ""
 
 
 def test_the_compose_file_and_the_unit_run_the_command_line_as_it_is() -> None:
