@@ -8,6 +8,7 @@ from traceback import walk_tb
 
 from starlette.types import Message, Send
 
+from .config.settings import FINGERPRINT
 from .exchange import Exchange
 from .log import Opaque
 from .outcome import count_failure, showed_late_failure
@@ -61,12 +62,10 @@ PASSING, WATCHING = Stage.PASSING, Stage.WATCHING  # looked up for each message
 
 
 @lru_cache(maxsize=1024)
-def response_headers(status: bytes, reason: bytes | None, model: str | None) -> Headers:
+def response_headers(status: bytes, by_fingerprint: bool, reason: bytes | None, model: str | None) -> Headers:
     """Return the headers that tell the client of its pin; they are shared, so never to be changed."""
-    headers = [
-        PINNED if status in (b"hit", b"wait") else NOT_PINNED,
-        (b"x-session-pin-status", status if reason is None else status + b"; reason=" + reason),
-    ]
+    told = status + b"; source=fingerprint" * by_fingerprint + (b"" if reason is None else b"; reason=" + reason)
+    headers = [PINNED if status in (b"hit", b"wait") else NOT_PINNED, (b"x-session-pin-status", told)]
     return headers if model is None else [*headers, (b"x-session-model", model.encode())]
 
 
@@ -219,7 +218,9 @@ class Answer(Opaque):
             headers = without(headers, RESPONSE_HEADERS)
             if not exchange.is_fallback:
                 runtime.nothing_to_heed.learn(without(headers, HEEDED_HEADERS))
-        headers = headers + response_headers(exchange.status, exchange.reason_now(), exchange.model)
+        by_fingerprint = exchange.source == FINGERPRINT
+        told = response_headers(exchange.status, by_fingerprint, exchange.reason_now(), exchange.model)
+        headers = headers + told
         return exchange.send({**message, "headers": headers})
 
 

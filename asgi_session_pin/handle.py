@@ -9,7 +9,7 @@ from typing import Any
 from starlette.types import Message, Receive, Scope
 
 from .answer import Answer, Stage
-from .config.settings import RESPONSES
+from .config.settings import FINGERPRINT, RESPONSES
 from .exchange import Exchange
 from .guard import Guard
 from .log import logger, names_of
@@ -101,6 +101,9 @@ async def _read(exchange: Exchange) -> tuple[Members, bytes] | None:
     if exchange.session_id is None:
         exchange.session_id = runtime.sessions.find_id(exchange.picked, members)
         exchange.source = runtime.sessions.find_source(exchange.picked, members)
+        if exchange.session_id is None:
+            exchange.session_id = runtime.sessions.fingerprint(exchange.picked, members)
+            exchange.source = FINGERPRINT if exchange.session_id else None
         if not exchange.session_id:
             await _ignore(exchange, b"invalid-session-id", body.receive)
             return None

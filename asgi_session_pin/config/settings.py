@@ -12,8 +12,10 @@ import msgspec
 from msgspec import Meta
 
 from ..wire.headers import NAME
-from .reading import SECRETS, read_settings, with_lines, without_credentials
+from .reading import SECRETS, Fault, read_settings, with_lines, without_credentials
 from .yaml import dump_yaml, load_yaml
+
+FINGERPRINT = "fingerprint"
 
 _MARKS = ("x-session-pin", "x-session-pinned", "x-session-model")
 # Our own headers are no source of anything. Without flags, which JSON schema's expressions do not have.
@@ -32,8 +34,8 @@ RouterModel = Annotated[str, Meta(pattern=r"[^*]", description="a name or a patt
 SessionSource = Annotated[
     str,
     Meta(
-        pattern=f"^({_HEADER}|{_BODY}|preset:(coding-agents|body-ids))\\Z",
-        description='"header:NAME", "body:PATH.TO.ID", "preset:coding-agents" or "preset:body-ids"',
+        pattern=f"^({_HEADER}|{_BODY}|preset:(coding-agents|body-ids)|{FINGERPRINT})\\Z",
+        description='"header:NAME", "body:PATH.TO.ID", "preset:coding-agents", "preset:body-ids" or "fingerprint"',
     ),
 ]
 PartitionPart = Annotated[
@@ -104,7 +106,9 @@ class Sessions(_Section, frozen=True):
 
     - `sources`: where the session's id comes from, the first that is present counts: a header, a string in the JSON
       body (which is read for it), the headers that coding agents send by themselves (`preset:coding-agents`), or the
-      ids that the APIs have in the body, `conversation` and `prompt_cache_key` (`preset:body-ids`).
+      ids that the APIs have in the body, `conversation` and `prompt_cache_key` (`preset:body-ids`). `fingerprint`, the
+      last one, is no id but how a conversation begins: the credential, the system prompt, the tools' names and the
+      user's first text.
     - `pin_per`: `model`: what a session asks for under one name keeps one model; `session`: all that it asks for does.
     - `partition_by`: headers that are parts of the key beside the id; all that are present count. Of `authorization`
       the scheme's case does not (RFC 9110, section 11.1).
@@ -302,7 +306,7 @@ class Config(_Section, frozen=True):
             return cls()
         if isinstance(source, str | os.PathLike):
             return cls._load_file(os.fspath(source))
-        config, faults = read_settings(cls, source)
+        config, faults = cls._read(source)
         if config is None:
             raise ConfigError(source_name(source), list(map(str, faults)))
         return config
@@ -312,7 +316,7 @@ class Config(_Section, frozen=True):
         try:
             with open(path, "rb") as file:
                 text = file.read()
-            config, faults = read_settings(cls, load_yaml(text))
+            config, faults = cls._read(load_yaml(text))
         except OSError as error:
             raise ConfigError(path, [f"can't be read: {error.strerror}"]) from None
         except ValueError as error:  # the text is no YAML, or the path holds what no path can
@@ -320,6 +324,14 @@ class Config(_Section, frozen=True):
         if config is None:
             raise ConfigError(path, with_lines(faults, text))
         return config
+
+    @classmethod
+    def _read(cls, value: Any) -> tuple[Config | None, list[Fault]]:
+        config, faults = read_settings(cls, value)
+        if config is None:
+            return None, faults
+        faults = _contradictions(config)
+        return (None if faults else config), faults
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values of the YAML's shape, secrets masked."""
@@ -333,6 +345,26 @@ class Config(_Section, frozen=True):
     def to_yaml(self) -> str:
         """Return the settings as YAML, of which `load` makes the same again, but for secrets, which are masked."""
         return dump_yaml(self.to_dict())
+
+
+def _contradictions(config: Config) -> list[Fault]:
+    """Return what can't work beside another setting."""
+    sources = config.sessions.sources
+    faults = [
+        Fault(
+            f"sessions.sources.{index}",
+            f"found 'fingerprint' before {sources[index + 1]!r}, expected it last: nearly every request has one",
+        )
+        for index, source in enumerate(sources[:-1])
+        if source == FINGERPRINT
+    ]
+    if FINGERPRINT in sources and not config.sessions.partition_by:
+        what = (
+            "found an empty list beside 'fingerprint' in sessions.sources, expected the headers of credentials, "
+            "without which strangers with the same prompt would be one session"
+        )
+        faults.append(Fault("sessions.partition_by", what))
+    return faults
 
 
 def source_name(source: object) -> str:

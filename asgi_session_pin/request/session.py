@@ -8,7 +8,9 @@ from operator import itemgetter
 import msgspec
 
 from ..config import Sessions
+from ..config.settings import FINGERPRINT
 from ..wire.json import NULL, Members, decode_model, find_string
+from .fingerprint import fingerprint
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -50,12 +52,13 @@ class SessionReader:
 
     def __init__(self, config: Sessions, sources: Iterable[str]) -> None:
         names = [part for source in sources for part in PRESETS.get(source, (source,))]
-        self._sources = [_read_source(name) for name in names]
-        self._named = [(name, *_read_source(name)) for name in names]
+        self._takes_fingerprints = FINGERPRINT in names
+        self._named = [(name, *_read_source(name)) for name in names if name != FINGERPRINT]
+        self._sources = [(header, path) for _, header, path in self._named]
         self._partition = frozenset(_read_source(part)[0] for part in config.partition_by)
         self._max_length = config.max_id_length
         self.by_model = config.pin_per == "model"
-        self.reads_bodies = any(path for _, path in self._sources)
+        self.reads_bodies = self._takes_fingerprints or any(path for _, path in self._sources)
         self.id_headers = frozenset(name for name, path in self._sources if not path)
         self.header_names = self._partition | self.id_headers
         secret = (config.secret or "").encode(errors="surrogatepass")
@@ -86,6 +89,15 @@ class SessionReader:
             if header in headers or (path and members is not None and find_string(members, path) is not None):
                 return name
         return None
+
+    def fingerprint(self, headers: dict[bytes, bytes], members: Members) -> bytes | None:
+        """Return an id for the conversation of a request that brings none, if that is wanted and can be done.
+
+        Without a credential it is not: strangers whose conversations begin alike would be one session.
+        """
+        if not self._takes_fingerprints or not any(map(_is_credential, map(headers.get, self._partition))):
+            return None
+        return fingerprint(members, self.credential(headers))
 
     def use(self, session_id: str) -> bytes:
         """Return an id that came as text, as it would come in a header; empty if it can't be used."""
@@ -136,6 +148,11 @@ def _is_placeholder(session_id: bytes) -> bool:
         or b"}" in session_id.partition(b"${")[2]
         or (session_id[:1] == b"<" and session_id[-1:] == b">" and b"@" not in session_id)
     )
+
+
+def _is_credential(value: bytes | None) -> bool:
+    """Tell whether a header holds one, and more than a scheme."""
+    return value is not None and value.strip().lower() not in (b"", b"bearer")
 
 
 def _one_case(name: bytes, value: bytes) -> bytes:

@@ -283,7 +283,7 @@ def test_a_secret_in_the_file_is_never_in_a_message(
             "sessions: {sources: ['${PASSWORD}']}",
             [
                 "sessions.sources.0: found '${PASSWORD}', filled in as text, "
-                'expected "header:NAME", "body:PATH.TO.ID", "preset:coding-agents" or "preset:body-ids"'
+                'expected "header:NAME", "body:PATH.TO.ID", "preset:coding-agents", "preset:body-ids" or "fingerprint"'
             ],
         ),
         (
@@ -421,6 +421,16 @@ def test_what_a_variable_in_the_name_of_an_alias_holds_is_not_shown(
             {"sessions": {"partition_by": ["header:X-Session-Model"]}},
             "sessions.partition_by.0: found 'header:X-Session-Model', expected \"header:NAME\" "
             '(instead of "model" use sessions.pin_per)',
+        ),
+        (
+            {"sessions": {"sources": ["header:x-session-id", "fingerprint", "preset:body-ids"]}},
+            "sessions.sources.1: found 'fingerprint' before 'preset:body-ids', expected it last: nearly every request "
+            "has one",
+        ),
+        (
+            {"sessions": {"sources": ["fingerprint"], "partition_by": []}},
+            "sessions.partition_by: found an empty list beside 'fingerprint' in sessions.sources, expected the headers "
+            "of credentials, without which strangers with the same prompt would be one session",
         ),
         (
             {"sessions": {"partition_by": ["header:authorization", "model"]}},

@@ -79,7 +79,7 @@ EVERYTHING = """
 routing: {session_ttl_seconds: 1.5, session_ttl_sliding: false, session_max_age_seconds: 60, session_max_entries: 7,
           router_models: [auto, "router/*"]}
 sessions: {sources: ["header:X-Other", "header:!#$$%&'*+.^_`|~9-Z", "body:a.b.0", "preset:coding-agents",
-                     "preset:body-ids"], pin_per: session, partition_by: ["header:X-Tenant"],
+                     "preset:body-ids", "fingerprint"], pin_per: session, partition_by: ["header:X-Tenant"],
            max_id_length: 65536, secret: hunter2}
 decisions: {sources: ["body:a.b.0", "header:x"], aliases: {"gpt-*": "openai/gpt-*", a: b}}
 endpoints: [{path: /x, kind: completion}, {path: "*"}]
@@ -95,7 +95,14 @@ EVERYTHING_IN_PYTHON = Config(
         router_models=("auto", "router/*"),
     ),
     sessions=Sessions(
-        sources=("header:X-Other", "header:!#$%&'*+.^_`|~9-Z", "body:a.b.0", "preset:coding-agents", "preset:body-ids"),
+        sources=(
+            "header:X-Other",
+            "header:!#$%&'*+.^_`|~9-Z",
+            "body:a.b.0",
+            "preset:coding-agents",
+            "preset:body-ids",
+            "fingerprint",
+        ),
         pin_per="session",
         partition_by=("header:X-Tenant",),
         max_id_length=65_536,
@@ -168,7 +175,15 @@ IMPOSSIBLE: list[tuple[str, str, list[object]]] = [
     (
         "sessions",
         "sources",
-        [["body:"], ["body:a..b"], ["body:a\n"], ["preset:"], ["preset:other"], ["preset:coding-agents2"]],
+        [
+            ["body:"],
+            ["body:a..b"],
+            ["body:a\n"],
+            ["preset:"],
+            ["preset:other"],
+            ["preset:coding-agents2"],
+            ["fingerprints"],
+        ],
     ),
     ("sessions", "pin_per", ["agent", "Model", None, True, ["model"]]),
     (
