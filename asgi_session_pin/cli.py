@@ -14,6 +14,7 @@ from .check import check_file, print_faults
 from .config import ConfigError
 from .config.schema import make_schema
 from .demo import run_demo
+from .options import CommandOptions, one_of, whole
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,21 +30,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check.add_argument("--connect", action="store_true", help=connect)
     commands.add_parser("schema", help="print a JSON schema of such a file, for editors")
     serve = commands.add_parser("serve", help="pin sessions in front of a gateway: a reverse proxy with the middleware")
-    serve.add_argument("--upstream", metavar="URL", required=True, help="the gateway, such as http://localhost:4000")
-    serve.add_argument("--config", metavar="FILE", help="a YAML file; without it the defaults hold")
-    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    serve.add_argument("--port", type=_port, default=8080, help="port to listen on (default: %(default)s)")
-    serve.add_argument("--workers", type=_workers, default=1, metavar="N", help="processes (default: %(default)s)")
-    serve.add_argument(
-        "--log-level", choices=("debug", "info", "warning", "error", "critical"), default="info", metavar="LEVEL"
-    )
+    serve_options = _add_serve_options(serve)
     probe = _add_probe(commands)
     chosen = parser.parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks "→" shows "?"
     try:
         if chosen.command == "serve":
-            return serve_gateway(serve, chosen)
+            return serve_gateway(serve_options, chosen)
         if chosen.command == "probe":
             return probe_gateway(probe, chosen)
         if chosen.command == "check":
@@ -57,19 +51,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def serve_gateway(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> int:
+def _add_serve_options(serve: argparse.ArgumentParser) -> CommandOptions:
+    options = CommandOptions(serve)
+    options.add("upstream", metavar="URL", is_required=True, help="the gateway, such as http://localhost:4000")
+    options.add("config", metavar="FILE", help="a YAML file; without it the defaults hold")
+    options.add("host", default="127.0.0.1", help="address to listen on")
+    options.add("port", read=whole(1, 65_535), default=8080, help="port to listen on")
+    options.add("uds", metavar="PATH", help="socket file to listen on, in place of an address and a port")
+    options.add("workers", read=whole(1, 1_000), default=1, metavar="N", help="processes")
+    options.add(
+        "ssl-certfile", metavar="FILE", help="certificate and its chain (PEM), to speak TLS; SIGHUP reads it again"
+    )
+    options.add("ssl-keyfile", metavar="FILE", help="its key (PEM), if that is not in the same file")
+    levels = ("debug", "info", "warning", "error", "critical")
+    options.add("log-level", read=one_of(*levels), default="info", metavar="LEVEL", help=f"one of {', '.join(levels)}")
+    options.add(
+        "log-format", read=one_of("text", "json"), default="text", metavar="FORMAT", help="text, or json: objects"
+    )
+    options.add_switch("access-log", help="log each request, without its query, headers and session")
+    return options
+
+
+def serve_gateway(options: CommandOptions, chosen: argparse.Namespace) -> int:
     """Serve until stopped and return the exit code."""
+    values = options.read(chosen, os.environ)
     try:
-        from .gateway.serve import prepare
+        from .gateway.serve import ServeOptions, prepare
     except ImportError as error:
-        parser.error(f"{error.name} is missing: install asgi-session-pin[gateway]")
+        options.end(f"{error.name} is missing: install asgi-session-pin[gateway]")
     try:
-        run = prepare(chosen.upstream, chosen.config, chosen.host, chosen.port, chosen.workers, chosen.log_level)
+        run = prepare(ServeOptions(**values))
     except ConfigError as error:
-        print_faults(ConfigError(chosen.config or "configuration", error.faults))
+        print_faults(ConfigError(values["config"] or "configuration", error.faults))
         return 1
     except ValueError as error:
-        parser.error(f"argument --{error}")
+        options.refuse(str(error))
     return run()
 
 
@@ -136,17 +152,3 @@ def _seconds(text: str) -> float:
     if not 0 < seconds <= 3600:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a number of seconds above 0, at most 3600")
     return seconds
-
-
-def _port(text: str) -> int:
-    return _whole(text, 1, 65_535)
-
-
-def _workers(text: str) -> int:
-    return _whole(text, 1, 1_000)
-
-
-def _whole(text: str, least: int, most: int) -> int:
-    if not text.isdecimal() or not least <= int(text) <= most:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number from {least} to {most}")
-    return int(text)

@@ -58,7 +58,17 @@ AdminToken = Annotated[
     Meta(pattern=r"^[\x21-\x7e]{16,}\Z", description="at least 16 visible characters, such as ${PIN_ADMIN_TOKEN}"),
 ]
 OnFailure = Literal["reroute", "pass"]
-Network = Annotated[str, Meta(description='an address or a network such as "10.0.0.0/8"', extra={"check": ip_network})]
+
+
+def _check_network(text: str) -> None:
+    if text != "unix":
+        ip_network(text)
+
+
+Network = Annotated[
+    str,
+    Meta(description='an address, a network such as "10.0.0.0/8" or "unix"', extra={"check": _check_network}),
+]
 
 
 class ConfigError(ValueError):
@@ -184,7 +194,7 @@ class Gateway(_Section, frozen=True):
     - `max_connections`: to the upstream; None: as many as there are requests.
     - `ca_file`: authorities (PEM) to trust beside those of the system, or of SSL_CERT_FILE.
     - `trust_forwarded`: addresses and networks of proxies whose `X-Forwarded-*`, `Forwarded` and `X-Real-IP` are
-      believed and added to; anybody else's are replaced.
+      believed and added to, or `unix` for who comes by a socket file; anybody else's are replaced.
     """
 
     connect_timeout_seconds: Seconds = 5

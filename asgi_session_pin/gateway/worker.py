@@ -3,17 +3,19 @@
 import asyncio
 import contextlib
 import importlib
-import logging
 import signal
 import socket
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from multiprocessing.connection import Connection
+from typing import Any
 
 import uvicorn
 
 from ..config import Config
+from .logs import AccessLog, Logs, keep_websockets_out_of_logs, set_up_logging
 from .proxy import create_gateway
 from .server_protocol import ServerProtocol
 from .silent_clients import SilentClients
@@ -22,13 +24,34 @@ from .websocket import MAX_MESSAGE_BYTES
 _TICKS_A_SECOND = 10  # of uvicorn's main loop
 
 
+@dataclass(frozen=True)
+class Certificate:
+    """The files (PEM) of a chain and its key, which may be in the same one. Each new worker reads them."""
+
+    file: str
+    key_file: str | None = None
+
+    def check(self) -> None:
+        """Raise ValueError for what can't be used."""
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.file, self.key_file, password="")
+        except OSError as error:  # ssl.SSLError is one
+            found = self.file if self.key_file is None else f"{self.file} and {self.key_file}"
+            reason = getattr(error, "reason", None) or error.strerror
+            raise ValueError(
+                f"ssl-certfile: found {found}, which can't be used ({reason}), expected files (PEM) of a certificate "
+                "and of its key, without a password"
+            ) from error
+
+
 @dataclass(frozen=True, eq=False)
 class Service:
     """What a worker serves, with the settings as they were read: whoever starts it anew starts the same."""
 
     upstream: str
     config: Config
-    log_level: str
+    logs: Logs
+    certificate: Certificate | None = None
 
 
 @dataclass(frozen=True)
@@ -66,15 +89,21 @@ def run_worker(
     """
     with contextlib.suppress(AttributeError):  # Windows has no such signal
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which goes to the whole group, when its terminal closes
-    set_up_logging(service.log_level)
+    set_up_logging(service.logs)
     if figures is not None and service.config.admin.token is not None and service.config.admin.metrics:
         with contextlib.suppress(ImportError):
             importlib.import_module("asgi_session_pin.operate.metrics").share(figures, number)
+    gateway = create_gateway(service.upstream, service.config)
+    tls: dict[str, Any] = {}
+    if service.certificate is not None:
+        tls = {"ssl_certfile": service.certificate.file, "ssl_keyfile": service.certificate.key_file}
     # The upstream's `server` and `date` go through as they are. Who the client is, the proxy writes down itself.
     config = uvicorn.Config(
-        create_gateway(service.upstream, service.config),
+        AccessLog(gateway) if service.logs.access else gateway,
         http=ServerProtocol,
-        log_level=service.log_level,
+        **tls,
+        log_config=None,
+        log_level=service.logs.level,
         access_log=False,
         server_header=False,
         date_header=False,
@@ -87,20 +116,8 @@ def run_worker(
         timeout_keep_alive=service.config.gateway.client_keepalive_seconds,  # type: ignore[arg-type] # as below
         timeout_graceful_shutdown=limits.streams,  # type: ignore[arg-type] # it goes to asyncio as it is
     )
-    _keep_requests_out_of_logs()
+    keep_websockets_out_of_logs()
     _Server(config, limits, supervisor).run(sockets)
-
-
-def _keep_requests_out_of_logs() -> None:
-    """Have no lines for each websocket, where its query may hold a key; at DEBUG there would be its frames."""
-    log = logging.getLogger("uvicorn.error")
-    log.setLevel(max(log.level, logging.INFO))
-    log.addFilter(lambda record: not str(record.msg).startswith(('%s - "WebSocket ', "connection ")))
-
-
-def set_up_logging(level: str) -> None:
-    """Log to stderr."""
-    logging.basicConfig(format="%(levelname)s: %(name)s: %(message)s", level=level.upper())
 
 
 class _Server(uvicorn.Server):

@@ -59,6 +59,13 @@ def test_over_a_unix_socket_there_is_no_address() -> None:
     assert headers(None, ["127.0.0.1"]) == {b"x-forwarded-proto": b"http", b"x-forwarded-host": b"front"}
 
 
+def test_who_comes_over_a_unix_socket_can_be_trusted_and_nobody_else_with_it() -> None:
+    assert headers(None, ["unix"]) == dict(TOLD) | {b"forwarded": b"for=10.0.0.1, for=unknown"}
+    assert headers(None, ["unix"], []) == {b"x-forwarded-proto": b"http", b"x-forwarded-host": b"front"}
+    assert headers("192.0.2.1", ["unix"])[b"x-forwarded-for"] == b"192.0.2.1"
+    assert Config.load({"gateway": {"trust_forwarded": ["unix"]}}).gateway.trust_forwarded == ("unix",)
+
+
 def test_without_a_host_none_is_told() -> None:
     assert Forwarded(()).headers(http_scope(), None, []) == [(b"x-forwarded-proto", b"http")]
 
@@ -77,5 +84,5 @@ def test_names_that_tell_of_the_way() -> None:
 def test_an_address_that_is_none_is_a_fault(value: str) -> None:
     with pytest.raises(ConfigError) as raised:
         Config.load({"gateway": {"trust_forwarded": ["::1", value]}})
-    expected = f"gateway.trust_forwarded.1: found {value!r}, expected an address or a network"
+    expected = f"gateway.trust_forwarded.1: found {value!r}, expected an address, a network"
     assert [fault.startswith(expected) for fault in raised.value.faults] == [True]

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import trustme
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -25,7 +27,6 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from asgi_session_pin.cli import main
-from asgi_session_pin.gateway.serve import bind
 from behaviour_document import Section, case
 from servers import PATIENCE, serve_app, serving, wait_until, workers_of
 
@@ -93,9 +94,8 @@ def test_it_pins_in_front_of_an_upstream_and_finishes_its_streams_when_it_is_sto
         assert process.wait(10) in (0, -signal.SIGTERM)
         assert process.stderr is not None
         lines = process.stderr.read().splitlines()
-        assert lines[0] == (
-            f"asgi-session-pin: {url} -> {upstream}, 1 worker, pins in memory:// for 60 s after their last use"
-        )
+        told = f"{url} -> {upstream}, 1 worker, pins in memory:// for 60 s after their last use"
+        assert lines[0] == f"INFO: asgi_session_pin.serve: {told}"
         assert [line for line in lines if "Traceback" in line] == []
 
 
@@ -145,7 +145,7 @@ def test_several_workers_with_one_file_agree(tmp_path: Path) -> None:
         process.terminate()
         process.wait(20)
         assert process.stderr is not None
-        assert "warning" not in process.stderr.read()
+        assert "WARNING" not in process.stderr.read()
 
 
 def test_several_workers_on_memory_are_warned_of() -> None:
@@ -156,7 +156,7 @@ def test_several_workers_on_memory_are_warned_of() -> None:
         assert process.stderr is not None
         text = process.stderr.read()
         assert ", 2 workers, " in text
-        assert text.count("warning: store.url is memory://") == 1
+        assert text.count("WARNING: asgi_session_pin.serve: store.url is memory://") == 1
 
 
 def get(url: str) -> httpx.Response:
@@ -328,6 +328,86 @@ def test_it_forwards_websockets_and_has_nothing_of_them_in_its_log() -> None:
     assert "secret" not in log
 
 
+@case(Section.GATEWAY, "SIGHUP, with `--ssl-certfile`", "new workers read the certificate and its key again")
+def test_it_speaks_tls_and_takes_a_new_certificate(tmp_path: Path) -> None:
+    def renew() -> str:
+        issued = authority.issue_cert("127.0.0.1")
+        issued.private_key_and_cert_chain_pem.write_to_path(both)
+        issued.private_key_pem.write_to_path(key)
+        return ssl.PEM_cert_to_DER_cert(issued.cert_chain_pems[0].bytes().decode()).hex()
+
+    def shown(url: str) -> str:
+        context = ssl.create_default_context()
+        authority.configure_trust(context)
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+        with (
+            socket.create_connection(address, PATIENCE) as connection,
+            context.wrap_socket(connection, server_hostname="127.0.0.1") as client,
+        ):
+            client.sendall(b"GET /-/session-pin/healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            assert client.recv(13) == b"HTTP/1.1 200 "
+            return (client.getpeercert(binary_form=True) or b"").hex()
+
+    authority, both, key = trustme.CA(), str(tmp_path / "both.pem"), str(tmp_path / "key.pem")
+    first = renew()
+    options = ["--ssl-certfile", both, "--ssl-keyfile", key]
+    with serving("--upstream", "http://127.0.0.1:9", *options) as (url, process):
+        assert shown(url) == first
+        second = renew()
+        process.send_signal(signal.SIGHUP)
+        wait_until(lambda: shown(url) == second)
+        Path(both).write_text("no certificate")
+        process.send_signal(signal.SIGHUP)
+        wait_until_told(process, "  ssl-certfile: found ")
+        assert shown(url) == second
+
+
+@case(Section.GATEWAY, "`--uds`", "it listens on that socket file, which is gone when it ends")
+def test_it_listens_on_a_socket_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def headers(request: Request) -> Response:
+        return JSONResponse(dict(request.headers))
+
+    monkeypatch.chdir(tmp_path)
+    with serve_app(Starlette(routes=[Route("/headers", headers)])) as upstream:
+        command = [sys.executable, "-m", "asgi_session_pin", "serve", "--upstream", upstream, "--uds", "pin.sock"]
+        with (
+            subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process,
+            httpx.Client(transport=httpx.HTTPTransport(uds="pin.sock"), timeout=PATIENCE) as client,
+        ):
+            wait_until(Path("pin.sock").exists)
+            for _ in range(2):
+                told = client.get("http://a/headers", headers={"x-forwarded-for": "1.1.1.1"}).json()
+                assert {name for name in told if name.startswith("x-forw")} == {"x-forwarded-proto", "x-forwarded-host"}
+            second = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert second.returncode == 1
+            assert "can't listen on pin.sock: another server listens there" in second.stderr
+            process.terminate()
+            assert process.wait(PATIENCE) == 0
+            assert process.stderr is not None
+            assert f"unix:pin.sock -> {upstream}" in process.stderr.read()
+    assert not Path("pin.sock").exists()
+
+
+def test_all_that_is_logged_is_of_one_format() -> None:
+    options = ["--workers", "2", "--log-format", "json", "--access-log"]
+    with serve_app(UPSTREAM) as upstream, serving("--upstream", upstream, *options) as (url, process):
+        headers = {"x-session-id": "secret", "authorization": "Bearer secret"}
+        answer = httpx.post(
+            f"{url}/v1/chat/completions?key=secret", json={"model": "auto"}, headers=headers, trust_env=False
+        )
+        assert answer.status_code == 200
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+        assert process.stderr is not None
+        text = process.stderr.read()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert {line["logger"] for line in lines} == {"asgi_session_pin.serve", "uvicorn.error", "asgi_session_pin.access"}
+    (access,) = (line for line in lines if line["logger"] == "asgi_session_pin.access")
+    assert (access["method"], access["path"], access["status"]) == ("POST", "/v1/chat/completions", 200)
+    assert (access["client"], access["pin"]) == ("127.0.0.1", "miss")
+    assert "secret" not in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -342,7 +422,12 @@ def test_it_forwards_websockets_and_has_nothing_of_them_in_its_log() -> None:
             "argument --port: found 'x', expected a whole number from 1 to",
         ),
         (["--upstream", "http://a", "--workers", "-1"], "argument --workers: "),
-        (["--upstream", "http://a", "--log-level", "loud"], "argument --log-level: invalid choice: 'loud'"),
+        (["--upstream", "http://a", "--ssl-keyfile", "k"], "argument --ssl-keyfile: found no ssl-certfile"),
+        (["--upstream", "http://a", "--ssl-certfile", "/none"], "argument --ssl-certfile: found /none, which can't be"),
+        (
+            ["--upstream", "http://a", "--log-level", "loud"],
+            "argument --log-level: found 'loud', expected one of",
+        ),
     ],
 )
 def test_wrong_arguments_are_one_clear_line_and_exit_2(
@@ -352,6 +437,22 @@ def test_wrong_arguments_are_one_clear_line_and_exit_2(
         main(["serve", *arguments])
     assert ended.value.code == 2
     assert told in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("ASGI_SESSION_PIN_UPSTREAM", "localhost:1")
+    with pytest.raises(SystemExit):
+        main(["serve"])
+    assert "error: ASGI_SESSION_PIN_UPSTREAM: expected a URL such as" in capsys.readouterr().err
+
+
+def test_a_system_without_socket_files_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr("socket.AF_UNIX")
+    with pytest.raises(SystemExit):
+        main(["serve", "--upstream", "http://a", "--uds", "pin.sock"])
+    assert "argument --uds: this system has no such sockets" in capsys.readouterr().err
 
 
 def test_a_configuration_that_cannot_be_used_ends_before_it_listens(
@@ -370,41 +471,12 @@ def test_a_port_that_is_taken_is_one_clear_line_and_exit_1(capsys: pytest.Captur
     assert f"can't listen on 127.0.0.1, port {port}: Address already in use" in capsys.readouterr().err
 
 
-def test_it_listens_on_all_addresses_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    tcp = socket.SOCK_STREAM, socket.IPPROTO_TCP, ""
-    v6 = (socket.AF_INET6, *tcp, ("2001:db8::1", 0))  # for documentation: nobody has them
-    v4 = (socket.AF_INET, *tcp, ("192.0.2.1", 0))
-    here = (socket.AF_INET, *tcp, ("127.0.0.1", 0))
-    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: [v6, v4, here])
-    (listener,) = bind("name", 0)
-    with listener:
-        assert listener.getsockname()[0] == "127.0.0.1"
-    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: [v6, v4])
-    with pytest.raises(OSError, match=r"assign requested address|not supported"):
-        bind("name", 0)
-
-
-async def test_chunks_do_not_wait_for_acknowledgements() -> None:
-    accepted: asyncio.Queue[int] = asyncio.Queue()
-
-    async def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = writer.get_extra_info("socket")
-        accepted.put_nowait(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
-        writer.close()
-
-    (listener,) = bind("127.0.0.1", 0)
-    async with await asyncio.start_server(accept, sock=listener):
-        _, client = await asyncio.open_connection(*listener.getsockname())
-        assert await accepted.get() != 0
-        client.close()
-
-
 def test_without_the_extra_it_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    for name in ("serve", "worker"):
-        monkeypatch.delitem(sys.modules, f"asgi_session_pin.gateway.{name}")
+    for name in ("serve", "server_protocol", "silent_clients", "supervisor", "worker"):
+        monkeypatch.delitem(sys.modules, f"asgi_session_pin.gateway.{name}", raising=False)
     with pytest.raises(SystemExit) as ended:
         main(["serve", "--upstream", "http://127.0.0.1:9"])
     assert ended.value.code == 2

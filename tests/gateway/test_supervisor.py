@@ -23,16 +23,17 @@ from starlette.routing import Route
 from asgi_session_pin import Config
 from asgi_session_pin.cli import main
 from asgi_session_pin.config import Admin
-from asgi_session_pin.gateway.serve import bind
+from asgi_session_pin.gateway.listeners import bind
+from asgi_session_pin.gateway.logs import Logs
 from asgi_session_pin.gateway.supervisor import Supervisor
 from asgi_session_pin.gateway.worker import READY, Limits, Order, Service, run_worker
 from behaviour_document import Section, case
 from servers import PATIENCE, free_port, is_open, serve_app, wait_until, wait_until_open, workers_of
 
 NOWHERE = "http://127.0.0.1:9"
-GOOD = Service(NOWHERE, Config(), "info")
-NEW = Service(NOWHERE, Config(admin=Admin(path="/new")), "info")
-BROKEN = Service("no URL", Config(), "info")  # no worker can serve it
+GOOD = Service(NOWHERE, Config(), Logs())
+NEW = Service(NOWHERE, Config(admin=Admin(path="/new")), Logs())
+BROKEN = Service("no URL", Config(), Logs())  # no worker can serve it
 UPLOAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-Session-Id: s\r\nContent-Length: 100\r\n\r\n{"
 
 
@@ -139,7 +140,7 @@ def test_a_worker_that_dies_is_replaced(caplog: pytest.LogCaptureFixture) -> Non
     assert "a worker ended by itself, with exit code -9" in caplog.text
 
 
-OBSERVED = Service(NOWHERE, Config(admin=Admin(token="0123456789abcdef")), "info")
+OBSERVED = Service(NOWHERE, Config(admin=Admin(token="0123456789abcdef")), Logs())
 
 
 @case(
@@ -245,9 +246,7 @@ def test_what_cannot_start_leaves_those_that_serve(caplog: pytest.LogCaptureFixt
     assert supervise(client, following=lambda: BROKEN, count=2) == 0
 
 
-def test_the_command_reads_its_file_again(
-    file: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_command_reads_its_file_again(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     def client(port: int) -> None:
         file.write_text("admin: {path: /new}")
         send(signal.SIGHUP)
@@ -261,10 +260,11 @@ def test_the_command_reads_its_file_again(
         assert get(port, "/new/healthz") == 200
 
     file.touch()
+    caplog.set_level("INFO")
     port = free_port()
     command = ["serve", "--upstream", NOWHERE, "--port", str(port), "--config", str(file), "--workers", "2"]
     assert run_beside(client, port, lambda: main(command)) == 0
-    assert capsys.readouterr().err.count(", 2 workers, pins in memory:// for 600 s") == 2
+    assert caplog.text.count(", 2 workers, pins in memory:// for 600 s") == 2
 
 
 def test_retired_workers_end_in_time() -> None:
@@ -272,7 +272,7 @@ def test_retired_workers_end_in_time() -> None:
         read_until_cut(port, lambda: send(signal.SIGHUP))
 
     with serve_app(ENDLESS) as upstream:
-        service = Service(upstream, Config(), "info")
+        service = Service(upstream, Config(), Logs())
         assert supervise(client, service, lambda: NEW, Limits(retired=0.2, streams=0.2)) == 0
 
 
@@ -289,7 +289,7 @@ def test_the_next_settings_end_those_that_are_retired() -> None:
         wait_until(lambda: before not in workers())
 
     with ThreadPoolExecutor(1) as threads, serve_app(ENDLESS) as upstream:
-        service = Service(upstream, Config(), "info")
+        service = Service(upstream, Config(), Logs())
         assert supervise(client, service, lambda: NEW, Limits(streams=0.2)) == 0
 
 
@@ -306,7 +306,7 @@ def test_sigterm_waits_for_no_upload_and_for_no_endless_stream() -> None:
         assert not is_open(port)
 
     with serve_app(ENDLESS) as upstream:
-        service = Service(upstream, Config(), "info")
+        service = Service(upstream, Config(), Logs())
         assert supervise(client, service, limits=Limits(uploads=0.2, streams=0.6)) == 0
 
 
@@ -384,4 +384,4 @@ def test_a_worker_cuts_uploads_that_hang_before_streams() -> None:
             assert streaming.recv(1) != b""
 
     with serve_app(ENDLESS) as upstream:
-        lead(supervisor, Service(upstream, Config(), "info"), Limits(uploads=0.2, streams=1))
+        lead(supervisor, Service(upstream, Config(), Logs()), Limits(uploads=0.2, streams=1))
