@@ -9,11 +9,12 @@ import json
 import re
 from collections.abc import Callable
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 Members = dict[str, msgspec.Raw]
+ScannedT = TypeVar("ScannedT")
 
 # Each member costs a quarter of a microsecond, each item of an array that is looked into a tenth. How many there are at
 # most is told by the colons and commas.
@@ -97,6 +98,37 @@ def put_string(text: bytes, path: tuple[str, ...], value: str) -> bytes:
     return encode_json(members)
 
 
+def decode_text(value: msgspec.Raw) -> str | None:
+    """Return the text that a value is; None if it is none. Raises ValueError for what would take long to read."""
+    view = memoryview(value)
+    if bytes(view[:1]) != b'"':
+        return None
+    if len(view) > MAX_SCANNED_BYTES:
+        raise ValueError("too large to be read")
+    try:
+        return _decode_string(value)
+    except ValueError:  # it has a lone surrogate
+        text: str = json.loads(bytes(value))
+        return text
+
+
+def last_items(array: msgspec.Raw, count: int) -> list[msgspec.Raw]:
+    """Return the last *count* items of an array, from its end, as they are.
+
+    Raises ValueError for what is no array, or would take long to read.
+    """
+    text = bytes(array)
+    if text.count(b",") >= MAX_ITEMS:
+        raise ValueError("too many items")
+    try:
+        items = decode_items(text)
+    except ValueError:
+        items = _scan_items(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    return items[: -count - 1 : -1]
+
+
 def _step(value: msgspec.Raw, segment: str) -> msgspec.Raw | None:
     try:
         text = bytes(value)
@@ -114,12 +146,20 @@ _scan = json.JSONDecoder(parse_int=len, parse_float=len, parse_constant=len).raw
 
 
 def _scan_members(text: bytes) -> Members:
+    return _scan_text(text, _scan_object)
+
+
+def _scan_items(text: bytes) -> list[msgspec.Raw]:
+    return _scan_text(text, _scan_array)
+
+
+def _scan_text(text: bytes, scan: Callable[[str, int], ScannedT]) -> ScannedT:
     if len(text) > MAX_SCANNED_BYTES:
         raise ValueError("too large for the scanner")
     _check_structure(text)
     source = text.decode("latin-1")  # one character a byte: positions are those of the text
     try:
-        return _scan_object(source, len(_BOM) if source.startswith(_BOM) else 0)
+        return scan(source, len(_BOM) if source.startswith(_BOM) else 0)
     except (IndexError, RecursionError):  # the latter if the caller is deep in the stack
         raise ValueError("cut off, or nested too deep") from None
 
@@ -163,6 +203,24 @@ def _scan_object(source: str, position: int) -> Members:
     if position != len(source):
         raise ValueError("more than one JSON value")
     return members
+
+
+def _scan_array(source: str, position: int) -> list[msgspec.Raw]:
+    items: list[msgspec.Raw] = []
+    position = _pass(source, position, "[")
+    more = source[position] != "]"
+    while more:
+        if len(items) == MAX_SCANNED_MEMBERS:
+            raise ValueError("too many items for the scanner")
+        _, end = _scan(source, position)
+        items.append(msgspec.Raw(source[position:end].encode("latin-1")))
+        position = _skip_space(source, end)
+        more = source[position] == ","
+        if more:
+            position = _skip_space(source, position + 1)
+    if _pass(source, position, "]") != len(source):
+        raise ValueError("more than one JSON value")
+    return items
 
 
 def _pass(source: str, position: int, character: str) -> int:

@@ -17,8 +17,10 @@ from asgi_session_pin.wire.json import (
     MAX_SCANNED_MEMBERS,
     Members,
     decode_members,
+    decode_text,
     encode_json,
     find_string,
+    last_items,
     put_model,
     put_string,
     read_object,
@@ -468,3 +470,53 @@ def test_a_string_is_put_where_one_is_found(path: str) -> None:
     put = put_string(text, where, "new")
     assert find_string(decode_members(put), where) == "new"
     assert put_string(put, where, "o") == text
+
+
+@given(
+    st.lists(st.one_of(st.none(), st.integers(), st.text(), st.lists(st.text()), st.dictionaries(st.text(), st.text())))
+)
+def test_the_last_items_of_an_array_are_its_own_from_the_end(items: list[Any]) -> None:
+    text = json.dumps(items)
+    for array in (text, text.replace(", ", " ,\n")[:-1] + " ]"):
+        try:
+            wanted = json.loads(array)[::-1]
+        except ValueError:  # the spaces were in a text
+            continue
+        for count in (1, 2, 100):
+            assert [json.loads(bytes(item)) for item in last_items(msgspec.Raw(array), count)] == wanted[:count]
+
+
+@pytest.mark.parametrize("space", ["", " "])
+def test_items_that_msgspec_refuses_are_found_by_the_scanner(space: str) -> None:
+    array = f'[{space}"\\ud83d"{space},{space}{{"a": NaN}}{space},[1,2]{space}]{space}'
+    assert [bytes(item) for item in last_items(msgspec.Raw(array), 2)] == [b"[1,2]", b'{"a": NaN}']
+    assert last_items(msgspec.Raw("[ ]"), 2) == []
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        "{}",
+        "1",
+        "[1",
+        "[NaN",
+        "[NaN] 1",
+        "[NaN 1]",
+        "[NaN,]",
+        "[" * 100_000,
+        "[NaN" + ",1" * 1_000 + "]",
+        "[1" + ",1" * 100_000 + "]",
+    ],
+    ids=lambda array: array[:10],
+)
+def test_what_is_no_array_or_would_take_long_is_refused(array: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        last_items(msgspec.Raw(array), 2)
+
+
+def test_a_text_is_decoded_and_nothing_else_is() -> None:
+    assert decode_text(msgspec.Raw('"a\\n\\ud83d"')) == "a\n\ud83d"
+    assert decode_text(msgspec.Raw('"a"')) == "a"
+    assert decode_text(msgspec.Raw('["a"]')) is None
+    with pytest.raises(ValueError, match="too large"):
+        decode_text(msgspec.Raw('"' + "a" * 1_048_576 + '"'))
