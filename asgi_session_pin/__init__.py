@@ -5,7 +5,7 @@ from .events import PinEvent, StoreCall, Tokens
 from .middleware import SessionPinMiddleware, get_pinning
 from .pin import Pin
 from .session_pin import SessionPin, get_session_pin
-from .stores import ClaimingStore, MemoryStore, PinStore
+from .stores import ClaimingStore, Lapsed, MemoryStore, PinStore
 
 __version__ = "0.1.0"
 
@@ -18,6 +18,7 @@ __all__ = [
     "Endpoint",
     "Failover",
     "Gateway",
+    "Lapsed",
     "Limits",
     "MemoryStore",
     "Pin",

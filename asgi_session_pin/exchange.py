@@ -147,6 +147,8 @@ class Exchange(Opaque):
 
     def warn_of_an_unusable_name(self, name: str) -> None:
         """Tell the operator that a response, or the app's own router, names what can't be a choice."""
+        if self.runtime.rules.is_retired(name):
+            return
         message = "the model was named %r, which is no decision, so nothing is pinned; see decisions.sources"
         self.runtime.warn.once(("unusable", name[:MAX_SHOWN]), message, name)
 

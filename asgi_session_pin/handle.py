@@ -12,6 +12,7 @@ from .answer import Answer, Stage
 from .config.settings import FINGERPRINT, RESPONSES
 from .exchange import Exchange
 from .guard import Guard
+from .keeping import ends_by
 from .log import logger, names_of
 from .outcome import compare, put_pin, recall, record_choice, replace
 from .pin import Pin
@@ -46,10 +47,12 @@ async def handle(exchange: Exchange) -> None:
         if request is None:  # it is not one that is pinned, and has passed
             return None
         members, content = request
-        pin = None if runtime.find is None else runtime.find(exchange.key)
+        found = None if runtime.find is None else runtime.find(exchange.key)
         exchange.used = runtime.timer()
+        pin = found if isinstance(found, Pin) else None
         if pin is None or ((exchange.resets or runtime.health.has_refused) and exchange.is_void(pin)):
-            pin = await find_or_lead(exchange, hold=exchange.hold, is_absent=pin is None and runtime.find is not None)
+            is_absent = found is None and runtime.find is not None
+            pin = await find_or_lead(exchange, members, hold=exchange.hold, is_absent=is_absent)
         if exchange.decides:
             return await _decide(exchange, pin)
         if pin is None:
@@ -221,15 +224,17 @@ async def _let_out(exchange: Exchange, guard: Guard, sending: Awaitable[None]) -
         exchange.share_scope()
 
 
-async def find_or_lead(exchange: Exchange, *, hold: Callable[[], bool], is_absent: bool = False) -> Pin | None:
+async def find_or_lead(
+    exchange: Exchange, members: Members, *, hold: Callable[[], bool], is_absent: bool = False
+) -> Pin | None:
     """Return the pin in force for a request; None: it leads, if others may wait for its choice.
 
     *hold* has its body count among those that are held, and tells whether there is room for it to wait; with
     *is_absent* it is known that there is no pin now.
     """
     slot = exchange.place()
-    slot.hold, slot.is_void, slot.resets = hold, exchange.is_void, exchange.resets
-    pin = await exchange.runtime.pins.find_or_lead(slot, is_absent=is_absent)
+    slot.hold, slot.resets = hold, exchange.resets
+    pin = await exchange.runtime.pins.find_or_lead(slot, partial(ends_by, exchange, members), is_absent=is_absent)
     exchange.used = exchange.runtime.timer()
     return pin
 

@@ -209,6 +209,8 @@ def make_runtime(
         timer=clock,
     )
     listening = list(listeners)
+    # What may end a pin before it lapses has its own way in `handle`.
+    ends_early = routing.release != "never" or routing.retired_models or routing.session_max_age_seconds is not None
     return Runtime(
         app=app,
         config=config,
@@ -216,7 +218,7 @@ def make_runtime(
         rules=ModelRules(config),
         is_routed=_routed_models(routing.router_models),
         pins=pins,
-        find=store.find if type(store) is MemoryStore and routing.session_max_age_seconds is None else None,
+        find=store.find if type(store) is MemoryStore and not ends_early else None,
         health=Health(config, clock, compares_all=bool(listening)),
         buffers=Buffers(config.limits.max_buffered_bytes),
         remembered=RememberedDecisions(routing.session_ttl_seconds, clock, pins.now),
@@ -225,6 +227,7 @@ def make_runtime(
         listeners=listening,
         tracing=_find_tracing(),
         timer=clock,
+        max_age=math.inf if routing.session_max_age_seconds is None else routing.session_max_age_seconds,
         renew_after=routing.session_ttl_seconds / 10 if routing.session_ttl_sliding else math.inf,
         max_request_bytes=config.limits.max_request_bytes,
         nothing_to_heed=NameMemory(),

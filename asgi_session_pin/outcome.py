@@ -32,7 +32,7 @@ async def record_choice(exchange: Exchange, reader: Reader) -> None:
     exchange.learns = False
     slot = exchange.place()
     pin = _chosen(exchange, reader)
-    if pin is None and (reader.failed or exchange.runtime.rules.is_fallback(reader.headers)):
+    if pin is None and (reader.failed or exchange.runtime.rules.decides_nothing(reader.headers)):
         return pins.pass_turn(slot)
     if pin is None:
         return pins.unnamed(slot)
@@ -50,7 +50,7 @@ def _chosen(exchange: Exchange, reader: Reader) -> Pin | None:
     decision: bytes | None = None
     if exchange.stated is not None and not (reader.failed and exchange.decides):
         model, decision = exchange.stated
-    elif reader.failed or runtime.rules.is_fallback(reader.headers):
+    elif reader.failed or runtime.rules.decides_nothing(reader.headers):
         return None
     elif found is None or found.model is None:
         _warn_of_no_choice(exchange, reader)

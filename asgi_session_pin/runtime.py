@@ -16,6 +16,7 @@ from .request.buffers import Buffers
 from .request.session import AskedModel, SessionReader
 from .response.decision import RememberedDecisions
 from .response.rules import ModelRules
+from .stores import Lapsed
 from .wire.headers import NameMemory
 
 
@@ -29,7 +30,8 @@ class Runtime:
     rules: ModelRules
     is_routed: Callable[[AskedModel], bool] | None  # None: the router decides for any model
     pins: PinTable
-    find: Callable[[bytes], Pin | None] | None  # looks a pin up where the store can't fail
+    # Looks a pin up where the store can't fail.
+    find: Callable[[bytes], Pin | Lapsed[Pin] | None] | None
     health: Health
     buffers: Buffers
     remembered: RememberedDecisions
@@ -38,6 +40,7 @@ class Runtime:
     listeners: list[Listener]  # which come and go
     tracing: Tracing | None  # where OpenTelemetry is installed
     timer: Callable[[], float]  # seconds
+    max_age: float  # seconds of the wall clock after which a pin is decided afresh
     renew_after: float  # seconds of an answer after which a sliding pin is renewed at its end
     max_request_bytes: int
     nothing_to_heed: NameMemory  # names of headers of responses that are none of ours, and say nothing of the model

@@ -6,8 +6,9 @@
     async def test_the_contract(check):
         await check(StoreCase(open=MyStore, wait=asyncio.sleep, ttl_seconds=1))
 
-Each check is given fresh, empty data. `SHARED_CHECKS` are for stores that several processes share, `CLAIM_CHECKS` for
-those of them that have `claim` and `release`.
+Each check is given fresh, empty data. `LAPSED_CHECKS` are for stores that keep lapsed pins for a tool loop,
+`SHARED_CHECKS` for stores that several processes share, `CLAIM_CHECKS` for those of them that have `claim` and
+`release`.
 """
 
 import asyncio
@@ -15,9 +16,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from .pin import NamedModel, Pin
-from .stores.base import ClaimingStore, PinStore
+from .stores.base import ClaimingStore, Lapsed, PinStore
 
-__all__ = ["CHECKS", "CLAIM_CHECKS", "SHARED_CHECKS", "StoreCase"]
+__all__ = ["CHECKS", "CLAIM_CHECKS", "LAPSED_CHECKS", "SHARED_CHECKS", "StoreCase"]
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,13 @@ class StoreCase:
       pins, if the kind is shared.
     - `wait`: lets so many seconds pass, by sleeping or by turning a clock.
     - `ttl_seconds`: the time to live that `open` gives.
+    - `tool_loop_seconds`: for how long lapsed pins are kept beyond it.
     """
 
     open: Callable[..., PinStore]
     wait: Callable[[float], Awaitable[None]]
     ttl_seconds: float
+    tool_loop_seconds: float = 0
 
 
 KEY = bytes(range(16))
@@ -75,8 +78,8 @@ async def a_pin_lapses_when_its_time_is_over(case: StoreCase) -> None:
     store = case.open()
     await store.add(KEY, A)
     await case.wait(case.ttl_seconds * 1.2)
-    assert await store.get(KEY) is None
-    assert await store.get(KEY) is None
+    assert not isinstance(await store.get(KEY), Pin)
+    assert not isinstance(await store.get(KEY), Pin)
     await store.aclose()
 
 
@@ -104,7 +107,7 @@ async def a_fixed_time_is_counted_from_the_decision(case: StoreCase) -> None:
     await case.wait(case.ttl_seconds * 0.6)
     assert await store.get(KEY) == A
     await case.wait(case.ttl_seconds * 0.6)
-    assert await store.get(KEY) is None
+    assert not isinstance(await store.get(KEY), Pin)
     await store.aclose()
 
 
@@ -139,6 +142,57 @@ async def a_store_may_be_closed_twice_and_unused(case: StoreCase) -> None:
     await store.aclose()
     await store.aclose()
     await case.open().aclose()
+
+
+async def a_lapsed_pin_is_told_with_the_time_since_then(case: StoreCase) -> None:
+    store = case.open()
+    await store.add(KEY, B)
+    await case.wait(case.ttl_seconds * 1.2)
+    first = await store.get(KEY)
+    await case.wait(case.tool_loop_seconds * 0.5)
+    second = await store.get(KEY)  # the first look was no use of it
+    assert isinstance(first, Lapsed)
+    assert isinstance(second, Lapsed)
+    assert first.value == second.value == B
+    assert 0 < first.overdue_seconds < case.ttl_seconds * 0.5
+    waited = second.overdue_seconds - first.overdue_seconds
+    assert abs(waited - case.tool_loop_seconds * 0.5) < case.ttl_seconds * 0.5
+    await case.wait(case.tool_loop_seconds * 0.5)
+    assert await store.get(KEY) is None
+    await store.aclose()
+
+
+async def a_lapsed_pin_goes_on_when_it_is_added_again(case: StoreCase) -> None:
+    for sliding in (True, False):
+        store = case.open(sliding=sliding)
+        await store.add(KEY, A)
+        await case.wait(case.ttl_seconds * 1.2)
+        assert await store.add(KEY, A) == A
+        assert await store.get(KEY) == A
+        await case.wait(case.ttl_seconds * 0.6)
+        assert await store.get(KEY) == A
+        assert await store.discard(KEY, A) is True
+        await store.aclose()
+
+
+async def of_parallel_writers_over_a_lapsed_pin_all_learn_the_same_pin(case: StoreCase) -> None:
+    store = case.open()
+    await store.add(KEY, A)
+    await case.wait(case.ttl_seconds * 1.2)
+    winners = await asyncio.gather(*(store.add(KEY, Pin(f"model-{number}", 1.0)) for number in range(20)))
+    assert set(winners) == {await store.get(KEY)}
+    assert A not in winners
+    await store.aclose()
+
+
+async def discard_gives_up_a_pin_that_lapsed(case: StoreCase) -> None:
+    store = case.open()
+    await store.add(KEY, A)
+    await case.wait(case.ttl_seconds * 1.2)
+    assert await store.discard(KEY, B) is False
+    assert await store.discard(KEY, A) is True
+    assert await store.get(KEY) is None
+    await store.aclose()
 
 
 async def two_stores_on_the_same_data_agree(case: StoreCase) -> None:
@@ -240,6 +294,14 @@ CHECKS: tuple[Check, ...] = (
     a_store_may_be_closed_twice_and_unused,
 )
 """What every store has to do."""
+
+LAPSED_CHECKS: tuple[Check, ...] = (
+    a_lapsed_pin_is_told_with_the_time_since_then,
+    a_lapsed_pin_goes_on_when_it_is_added_again,
+    of_parallel_writers_over_a_lapsed_pin_all_learn_the_same_pin,
+    discard_gives_up_a_pin_that_lapsed,
+)
+"""What a store has to do that keeps lapsed pins for a tool loop."""
 
 SHARED_CHECKS: tuple[Check, ...] = (two_stores_on_the_same_data_agree, pins_outlive_the_store_that_wrote_them)
 """What a store has to do that several processes share."""

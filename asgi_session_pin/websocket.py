@@ -207,7 +207,7 @@ class PinnedSocket:
             return None
         share = exchange.open_share()
         try:
-            pin = await find_or_lead(exchange, hold=partial(share.take, len(content)))
+            pin = await find_or_lead(exchange, members, hold=partial(share.take, len(content)))
         finally:
             share.release()
         answer = SocketAnswer(exchange, find_string(members, ("stream_id",)))

@@ -176,7 +176,7 @@ def kind_of(value: Any) -> str:
 
 def _key(key: object) -> str:
     """Return a key as it is shown: where a space was forgotten (`secret:xyz`), it can hold a secret."""
-    return str(key) if re.fullmatch(r"[\w.*/@${}-]{1,80}", str(key)) else "?"
+    return str(key) if re.fullmatch(r"(header:)?[\w.*/@${}-]{1,80}", str(key)) else "?"
 
 
 def _join(path: str, key: object) -> str:

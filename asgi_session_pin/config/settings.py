@@ -44,6 +44,11 @@ PartitionPart = Annotated[
 DecisionSource = Annotated[
     str, Meta(pattern=f"^({_HEADER}|{_BODY})\\Z", description='"header:NAME" or "body:PATH.TO.NAME"')
 ]
+HeaderSource = Annotated[str, Meta(pattern=f"^{_HEADER}\\Z", description='"header:NAME"')]
+Unless = Annotated[
+    dict[HeaderSource, AtLeastOne[Name]],
+    Meta(description='a mapping of "header:NAME" to a list of values'),
+]
 StoreURL = Annotated[
     str,
     Meta(
@@ -96,8 +101,15 @@ class Routing(_Section, frozen=True):
 
     - `session_ttl_seconds`: a pin lapses after this long without use.
     - `session_ttl_sliding`: each use renews it; False counts from the decision.
-    - `session_max_age_seconds`: a pin is decided afresh after this long, used or not; None: never.
+    - `session_max_age_seconds`: a pin is decided afresh after this long, used or not, as soon as a switch is safe;
+      None: never. It is not where the request goes on in a tool loop, or carries state of a provider.
     - `session_max_entries`: bound of the in-process table; the least recently used pin goes first.
+    - `tool_loop_seconds`: a request that goes on in a tool loop, or carries state of a provider, keeps a pin that
+      lapsed up to this long ago; 0: never.
+    - `release`: `never`, or `user_turn`: where a person has said something and a switch is safe, the router decides
+      anew.
+    - `retired_models`: pins on these names (`*` is special) are decided afresh as soon as a switch is safe, and these
+      are never a decision.
     - `decision_wait_seconds`: parallel first requests of a session wait this long for one decision; 0: never.
     - `router_models`: names the router decides for (`*` is special). Empty: any name may be one. Given: a request for
       another model passes untouched, and these names are never a decision.
@@ -107,7 +119,12 @@ class Routing(_Section, frozen=True):
     session_ttl_sliding: bool = True
     session_max_age_seconds: Seconds | None = None
     session_max_entries: Count = 10_000
+    tool_loop_seconds: Annotated[
+        float, Meta(ge=0, le=10**9, description="a number of seconds from 0 to 1,000,000,000")
+    ] = 3600
+    release: Literal["never", "user_turn"] = "never"
     router_models: tuple[RouterModel, ...] = ()
+    retired_models: tuple[RouterModel, ...] = ()
     decision_wait_seconds: Annotated[float, Meta(ge=0, le=3600, description="a number of seconds from 0 to 3600")] = 5
 
 
@@ -145,6 +162,7 @@ class Decisions(_Section, frozen=True):
 
     - `sources`: headers and members of JSON bodies or SSE events, tried in this order.
     - `aliases`: name in the response -> name to send; a `*` on the right carries what the left one matched.
+    - `unless`: a header of the response -> values (`*` is special) with which the answer decides nothing.
     """
 
     sources: tuple[DecisionSource, ...] = (
@@ -155,6 +173,7 @@ class Decisions(_Section, frozen=True):
         "body:models.0",
     )
     aliases: dict[str, Name] = {}
+    unless: Unless = {}
 
 
 class Endpoint(_Section, frozen=True):

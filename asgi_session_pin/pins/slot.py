@@ -6,13 +6,12 @@ from typing import TypeVar
 
 from ..events import Cause, Operation, StoreCall
 from ..log import Opaque
-from ..pin import Pin
 from .turns import Turn
 
 AnswerT = TypeVar("AnswerT")
 
 
-def _never(pin: Pin | None = None) -> bool:
+def _never() -> bool:
     return False
 
 
@@ -21,8 +20,7 @@ class Slot(Opaque):
 
     - `key`: of its pin.
     - `hold`: has its body count among those that are held, and tells whether there is room for it to wait.
-    - `is_void`: tells whether a pin that is found is to be given up.
-    - `resets`: whether any pin is, so that it waits for nobody.
+    - `resets`: whether it gives any pin up, so that it waits for nobody.
     - `is_multiplexed`: whether it is one of several of a task, which are answered at the same time: on a websocket.
     - `turn`: to lead, while others wait; it has to be given back.
     - `has_waited`: whether its pin is another request's choice that it waited for.
@@ -35,7 +33,6 @@ class Slot(Opaque):
 
     key: bytes
     hold: Callable[[], bool] = _never
-    is_void: Callable[[Pin], bool] = _never
     resets: bool = False
     is_multiplexed: bool = False
     turn: Turn | None = None

@@ -1,6 +1,5 @@
 """The pins of a middleware: which one is in force for a session, and who leads where there is none."""
 
-import math
 import time
 from collections.abc import Awaitable, Callable
 
@@ -10,10 +9,13 @@ from ..config import Config
 from ..events import Cause
 from ..log import logger
 from ..pin import Pin
-from ..stores import PinStore, ResilientStore
+from ..stores import Lapsed, PinStore, ResilientStore
 from .claims import claim_or_find
 from .slot import Slot
 from .turns import MAX_REMEMBERED, Turn, Turns
+
+EndsBy = Callable[[Pin, float | None], Cause | None]
+"""Returns by what a pin that was found ends at a request, or None; of one that lapsed, with the seconds since then."""
 
 LONGEST_LEASE_SECONDS = 30  # a process that dies while it leads holds the others up for no longer
 
@@ -45,7 +47,6 @@ class PinTable:
         self._timer = timer
         self.now = now
         self._ttl = routing.session_ttl_seconds
-        self._max_age = math.inf if routing.session_max_age_seconds is None else routing.session_max_age_seconds
         self._wait_seconds = routing.decision_wait_seconds
         self._lease = min(routing.decision_wait_seconds, LONGEST_LEASE_SECONDS)
         self._timeout = config.store.timeout_seconds
@@ -56,28 +57,34 @@ class PinTable:
             on_end=self._release,
         )
 
-    async def find_or_lead(self, slot: Slot, *, is_absent: bool = False) -> Pin | None:
+    async def find_or_lead(self, slot: Slot, ends_by: EndsBy, *, is_absent: bool = False) -> Pin | None:
         """Return the pin in force. None: this request leads, and has the turn if others may wait for its choice.
 
-        With *is_absent* it is known that there is no pin now.
+        A pin that *ends_by* nothing holds, and goes on if it has lapsed; any other one is given up. With *is_absent* it
+        is known that there is no pin now, lapsed or not.
         """
         choices = self._turns.choices
-        pin = None if is_absent else await self._look_up(slot)
-        if pin is not None and slot.is_void(pin):
-            await self._unpin(slot, pin, "reset" if slot.resets else "refused", self._until(slot))
-            pin = None
-        if pin is not None:
-            return pin
+        found = None if is_absent else await self._look_up(slot)
+        if found is not None:
+            pin, overdue = _pin_of(found), found.overdue_seconds if isinstance(found, Lapsed) else None
+            cause = ends_by(pin, overdue)
+            if cause is None:
+                return pin if overdue is None else await self._go_on(slot, pin)
+            if overdue is None or cause == "reset":
+                await self._unpin(slot, pin, cause, self._until(slot))
+            else:  # the choice that is made now takes its place
+                slot.changed("lapsed")
         slot.turn = self._turns.take(slot.key)
+        chosen = None
         if slot.turn is None:
             if slot.resets:
                 return None
-            pin = await self._wait(slot)
+            chosen = await self._wait(slot)
         elif self._turns.choices != choices and not self._can_claim:
-            pin = await self._leading(slot, self._look_up(slot))  # somebody chose while the store was asked
+            chosen = await self._leading(slot, self._look_for_choice(slot))  # somebody chose while the store was asked
         if slot.turn is not None and self._shared is not None and self._can_claim:
-            pin = await self._claim(slot, self._shared)
-        return pin
+            chosen = await self._claim(slot, self._shared)
+        return chosen
 
     async def record(self, slot: Slot, pin: Pin) -> Pin:
         """Keep a choice, and tell those that wait; return the pin in force, another one if somebody chose before."""
@@ -86,7 +93,8 @@ class PinTable:
             pin = await slot.timed("add", self._store.add(slot.key, pin))
         except Exception:
             self._failed(slot)
-            pin = self._recall(slot) or pin
+            recalled = self._recall(slot)
+            pin = recalled if isinstance(recalled, Pin) else pin
         if pin == chosen:
             slot.changed("made")
         self._turns.chosen(slot.key, pin)
@@ -111,8 +119,9 @@ class PinTable:
     async def renew(self, slot: Slot, pin: Pin, seconds: float) -> None:
         """Start the time of a sliding pin again after an answer of so many *seconds*, in which it may have lapsed."""
         try:
-            is_gone = await slot.timed("get", self._store.get(slot.key)) is None
-            if is_gone and seconds >= self._ttl and self._unpinned.get(slot.key) != pin:
+            found = await slot.timed("get", self._store.get(slot.key))
+            has_lapsed = found is None or (isinstance(found, Lapsed) and found.value == pin)
+            if has_lapsed and seconds >= self._ttl and self._unpinned.get(slot.key) != pin:
                 await slot.timed("add", self._store.add(slot.key, pin))
         except Exception:
             self._failed(slot)
@@ -123,11 +132,11 @@ class PinTable:
         Raises what the store raises.
         """
         try:
-            pin = await self._store.get(key)
-            if pin is None:
+            found = await self._store.get(key)
+            if found is None:
                 return False
-            self._unpinned[key] = pin
-            return await self._store.discard(key, pin)
+            pin = self._unpinned[key] = _pin_of(found)
+            return await self._store.discard(key, pin) and pin is found
         except Exception:
             if self._shared is not None:
                 self._shared.void(key)
@@ -148,8 +157,8 @@ class PinTable:
         except Exception:
             logger.exception("the pin store could not be closed")
 
-    async def _look_up(self, slot: Slot) -> Pin | None:
-        """Return the pin in force; if the store does not say, the one that this process knows."""
+    async def _look_up(self, slot: Slot) -> Pin | Lapsed[Pin] | None:
+        """Return the pin that the store has; if it does not say, the one that this process knows."""
         try:
             return await slot.timed("get", self._ask(slot))
         except Exception:
@@ -158,27 +167,27 @@ class PinTable:
                 self._shared.void(slot.key)
             return self._recall(slot)
 
-    async def _ask(self, slot: Slot) -> Pin | None:
-        until = self._until(slot)
-        pin = await (self._store.get(slot.key) if self._shared is None else self._shared.get(slot.key, until))
-        if pin is not None and self._is_too_old(pin):
-            if await self._discard(slot, pin, until):
-                slot.changed("lapsed")
-            return None
-        return pin
+    def _ask(self, slot: Slot) -> Awaitable[Pin | Lapsed[Pin] | None]:
+        return self._store.get(slot.key) if self._shared is None else self._shared.get(slot.key, self._until(slot))
 
-    def _recall(self, slot: Slot) -> Pin | None:
+    async def _look_for_choice(self, slot: Slot) -> Pin | None:
+        """Return the pin that was made since this request has looked, if the store says so."""
+        found = await slot.timed("get", self._ask(slot))
+        return found if isinstance(found, Pin) else None
+
+    def _recall(self, slot: Slot) -> Pin | Lapsed[Pin] | None:
         """Return the pin that this process knows, for when a shared store does not answer."""
-        if self._shared is None:
-            return None
-        pin = self._shared.recall(slot.key)
-        if pin is not None and self._is_too_old(pin):
-            self._shared.void(slot.key)
-            return None
-        return pin
+        return None if self._shared is None else self._shared.recall(slot.key)
 
-    def _is_too_old(self, pin: Pin) -> bool:
-        return self.now() - pin.created > self._max_age
+    async def _go_on(self, slot: Slot, pin: Pin) -> Pin:
+        """Start the time of a pin that lapsed again; return the pin in force, another one if somebody chose before."""
+        key, shared = slot.key, self._shared
+        try:
+            add = self._store.add(key, pin) if shared is None else shared.add(key, pin, self._until(slot))
+            return await slot.timed("add", add)
+        except Exception:
+            self._failed(slot)
+            return pin
 
     async def _wait(self, slot: Slot) -> Pin | None:
         """Wait for the choice that another request is getting, or for the turn to get it."""
@@ -197,7 +206,7 @@ class PinTable:
         found = claim_or_find(
             slot,
             claim=lambda: slot.timed("claim", shared.claim(slot.key, self._lease, self._until(slot))),
-            look_up=lambda: slot.timed("get", self._ask(slot)),
+            look_up=lambda: self._look_for_choice(slot),
             timer=self._timer,
             waits_until=self._timer() - slot.waited_seconds + self._wait_seconds,
             may_wait=slot.hold(),
@@ -251,3 +260,7 @@ class PinTable:
         """Let other processes lead again."""
         if self._shared is not None:
             self._shared.release(key)
+
+
+def _pin_of(found: Pin | Lapsed[Pin]) -> Pin:
+    return found.value if isinstance(found, Lapsed) else found

@@ -32,12 +32,17 @@ class ModelRules:
         self._sources = [read_source(source) for source in config.decisions.sources]
         self._aliases = [Alias(name, target) for name, target in config.decisions.aliases.items()]
         self._router_models = Patterns(config.routing.router_models)
+        self.is_retired = Patterns(config.routing.retired_models).match
+        self._unless = {
+            source.partition(":")[2].lower().encode(): Patterns(values)
+            for source, values in config.decisions.unless.items()
+        }
         self.max_bytes = config.limits.max_inspected_response_bytes
         self.reads_bodies = any(path for _, _, path in self._sources)
         self.source_headers = frozenset(name for _, name, _ in self._sources if name is not None)
         self._knows_litellm = any(name.startswith(b"x-litellm-") for name in self.source_headers)
         names = {b"content-type", b"content-length", b"content-encoding", _LITELLM_HEADER, _LITELLM_FALLBACKS}
-        self.headers = HeaderPicker(names | RESPONSE_HEADERS | self.source_headers)
+        self.headers = HeaderPicker(names | RESPONSE_HEADERS | self.source_headers | self._unless.keys())
         self.plain = NameMemory()  # of headers that say no more than the type and the length
         # The cache also lets all pins on a model share one string.
         self._read_name = lru_cache(maxsize=1024)(self._read_name_anew)
@@ -75,13 +80,22 @@ class ModelRules:
         """Tell whether a gateway says that it fell back to another model than it was asked for."""
         return headers.get(_LITELLM_FALLBACKS, b"0") != b"0"
 
+    def decides_nothing(self, headers: dict[bytes, bytes]) -> bool:
+        """Tell whether a 2xx answer is no choice of the router's: a fallback, or one that `decisions.unless` names."""
+        return self.is_fallback(headers) or any(
+            values.match(headers[name].decode("latin-1").strip())
+            for name, values in self._unless.items()
+            if name in headers
+        )
+
     def is_usable(self, model: object) -> bool:
-        """Tell whether a name can be a choice: text that can be sent back, and none that the router decides for."""
+        """Tell whether a name can be a choice: text that can be sent back, not retired, and not the router's own."""
         return (
             isinstance(model, str)
             and model.lower() != "none"
             and is_model_name(model) is not None
             and not self._router_models.match(model)
+            and not self.is_retired(model)
         )
 
     def _read_name_anew(self, name: str, asked: str | None, source: str, kind: str | None) -> NamedModel:

@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Callable
+from typing import TypedDict
 
 from ..config import Config, ConfigError
-from .base import ClaimingStore, PinStore
+from .base import ClaimingStore, Lapsed, PinStore
 from .local_copy import LocalCopy
 from .memory import MemoryStore
 from .resilient import ResilientStore
@@ -12,6 +13,7 @@ from .trial import ListingStore, try_store
 
 __all__ = [
     "ClaimingStore",
+    "Lapsed",
     "ListingStore",
     "MemoryStore",
     "PinStore",
@@ -28,43 +30,42 @@ def open_store(config: Config, source: str = "configuration", timer: Callable[[]
     Raises ConfigError where it can be seen already that it can't be used; *source* is where the settings come from, and
     *timer* tells the seconds of this process's own table.
     """
-    url, routing = config.store.url, config.routing
+    url, routing, times = config.store.url, config.routing, _times(config)
     try:
         if config.store.is_redis:
             from .redis import RedisStore
 
-            return RedisStore(url, ttl_seconds=routing.session_ttl_seconds, sliding=routing.session_ttl_sliding)
+            return RedisStore(url, **times)
         if url.startswith("sqlite"):
             from .sqlite import SQLiteStore
 
-            return SQLiteStore(
-                url.removeprefix("sqlite:///"),
-                ttl_seconds=routing.session_ttl_seconds,
-                sliding=routing.session_ttl_sliding,
-                max_entries=routing.session_max_entries,
-            )
+            return SQLiteStore(url.removeprefix("sqlite:///"), max_entries=routing.session_max_entries, **times)
     except ImportError:
         fault = f"store.url: found {config.store.shown_url!r}, which needs asgi-session-pin[redis] to be installed"
         raise ConfigError(source, [fault]) from None
     except ValueError as error:
         raise ConfigError(source, [f"store.url: {error}"]) from None
-    return MemoryStore(
-        ttl_seconds=routing.session_ttl_seconds,
-        sliding=routing.session_ttl_sliding,
-        max_entries=routing.session_max_entries,
-        timer=timer,
-    )
+    return MemoryStore(max_entries=routing.session_max_entries, timer=timer, **times)
 
 
 def make_resilient(store: PinStore, config: Config, timer: Callable[[], float]) -> ResilientStore | None:
     """Return what bounds and survives the failures of a store; None for this process's own table, which has none."""
     if type(store) is MemoryStore:
         return None
-    routing = config.routing
-    copy = LocalCopy(
-        ttl_seconds=routing.session_ttl_seconds,
-        sliding=routing.session_ttl_sliding,
-        max_entries=routing.session_max_entries,
-        timer=timer,
-    )
+    copy = LocalCopy(max_entries=config.routing.session_max_entries, timer=timer, **_times(config))
     return ResilientStore(store, copy, timeout_seconds=config.store.timeout_seconds, timer=timer)
+
+
+class _Times(TypedDict):
+    ttl_seconds: float
+    sliding: bool
+    tool_loop_seconds: float
+
+
+def _times(config: Config) -> _Times:
+    routing = config.routing
+    return {
+        "ttl_seconds": routing.session_ttl_seconds,
+        "sliding": routing.session_ttl_sliding,
+        "tool_loop_seconds": routing.tool_loop_seconds,
+    }

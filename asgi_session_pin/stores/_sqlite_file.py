@@ -24,12 +24,14 @@ _APPLICATION_ID = 0x7370696E  # "spin"
 _VERSION = 1
 _READER_BUSY_SECONDS = 0.01  # a read waits for nobody but one who mends the file after a crash, on the event loop
 
-# `expires` says when a pin lapses, `used` who goes first when there is no room. Triggers count the pins: COUNT(*) would
-# read the whole table. Rows are small, so they live in the index of their key: WITHOUT ROWID.
+# `expires` says when a pin lapses, `used` which one goes first when there is no room and none has. Triggers count
+# the pins: COUNT(*) would read the whole table. Rows are small, so they live in the index of their key: WITHOUT ROWID.
+_BY_EXPIRY = "CREATE INDEX IF NOT EXISTS pins_by_expiry ON pins (expires)"
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS pins"
     " (key BLOB PRIMARY KEY, pin BLOB NOT NULL, used REAL NOT NULL, expires REAL NOT NULL) WITHOUT ROWID",
     "CREATE INDEX IF NOT EXISTS pins_by_use ON pins (used)",
+    _BY_EXPIRY,
     "CREATE TABLE IF NOT EXISTS claims"
     " (key BLOB PRIMARY KEY, token BLOB NOT NULL, expires REAL NOT NULL) WITHOUT ROWID",
     "CREATE INDEX IF NOT EXISTS claims_by_expiry ON claims (expires)",
@@ -212,6 +214,7 @@ def _open_file(path: Path) -> tuple[sqlite3.Connection, sqlite3.Connection]:
                 writer.execute("BEGIN IMMEDIATE")
                 for statement in _SCHEMA:  # another process may have been faster
                     writer.execute(statement)
+        writer.execute(_BY_EXPIRY)  # the first files had none
         writer.execute("PRAGMA journal_mode = WAL")  # reads go on beside a write; it is kept in the file
         # A power cut may take the last writes, which are then decided again; the file stays whole. FULL would wait for
         # the disk at each write.

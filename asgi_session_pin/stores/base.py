@@ -1,8 +1,21 @@
 """What a store of pins has to do."""
 
-from typing import Protocol, runtime_checkable
+from typing import Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from ..pin import Pin
+
+ValueT = TypeVar("ValueT")
+
+
+class Lapsed(NamedTuple, Generic[ValueT]):
+    """What has lapsed and is kept nevertheless: a pin, for a request that goes on in a tool loop.
+
+    - `value`: the pin.
+    - `overdue_seconds`: how long ago its time was over.
+    """
+
+    value: ValueT
+    overdue_seconds: float
 
 
 class PinStore(Protocol):
@@ -12,6 +25,9 @@ class PinStore(Protocol):
 
     - When a pin lapses, and how many there are, is the store's own affair: `routing.session_ttl_seconds` and
       `routing.session_max_entries` are for the stores that `store.url` names.
+    - A pin that lapsed is kept for a while (`tool_loop_seconds`). Until then it is told as `Lapsed`, and holds no more:
+      `add` puts another one, or the same one anew, in its place. It goes first where there is no room. A store that
+      keeps none is fine: then a tool loop ends with its pin.
     - A pin may be gone at any time (lapsed, pushed out, lost in a restart): that is a miss, not a failure.
     - What is there and is no pin (`Pin.decode` raises ValueError) is a miss too, and is deleted: as a failure it would
       count against the whole store.
@@ -21,8 +37,11 @@ class PinStore(Protocol):
       event loop at a time, and makes anew what is bound to one when the loop is another.
     """
 
-    async def get(self, key: bytes) -> Pin | None:
-        """Return the pin of *key*, or None. A sliding time to live starts again."""
+    async def get(self, key: bytes) -> Pin | Lapsed[Pin] | None:
+        """Return the pin of *key*, which is a use of it: a sliding time to live starts again, atomically.
+
+        Or the pin that has lapsed, of which it is no use; or None.
+        """
         ...
 
     async def add(self, key: bytes, pin: Pin) -> Pin:
@@ -30,7 +49,7 @@ class PinStore(Protocol):
         ...
 
     async def discard(self, key: bytes, pin: Pin) -> bool:
-        """Give up the pin of *key* if it still equals *pin*, atomically; tell whether it did."""
+        """Give up the pin of *key*, lapsed or not, if it still equals *pin*, atomically; tell whether it did."""
         ...
 
     async def aclose(self) -> None:

@@ -7,6 +7,7 @@ import msgspec
 
 from ..pin import Pin
 from ._lru import ExpiringLRU
+from .base import Lapsed
 
 
 class Known(msgspec.Struct, gc=False):
@@ -27,7 +28,8 @@ class Known(msgspec.Struct, gc=False):
 class LocalCopy:
     """At most *max_entries* keys, the least recently used goes first.
 
-    *ttl_seconds* and *sliding* are as for `MemoryStore`; *timer* is monotonic, *now* the wall clock.
+    *ttl_seconds*, *sliding* and *tool_loop_seconds* are as for `MemoryStore`; *timer* is monotonic, *now* the wall
+    clock.
     """
 
     def __init__(
@@ -35,35 +37,49 @@ class LocalCopy:
         *,
         ttl_seconds: float = 600,
         sliding: bool = True,
+        tool_loop_seconds: float = 3600,
         max_entries: int = 10_000,
         timer: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
+        self._ttl = ttl_seconds
         self._sliding = sliding
         self._now = now
-        self._table = ExpiringLRU[Known](max_entries, ttl_seconds=ttl_seconds, sliding=sliding, timer=timer)
+        self._table = ExpiringLRU[Known](
+            max_entries, ttl_seconds=ttl_seconds, sliding=sliding, kept_seconds=tool_loop_seconds, timer=timer
+        )
         self.outage = 0
         """The number of the last outage of the store: it may have lost what it said before."""
 
-    def find(self, key: bytes) -> Known | None:
-        """Return what is known of a key, which is a use of it."""
-        return self._table.find(key)
+    def find(self, key: bytes) -> tuple[Known | None, float | None]:
+        """Return what is known of a key, which is a use of it, and how many seconds ago it lapsed, if it has."""
+        found = self._table.find(key)
+        return (found.value, found.overdue_seconds) if isinstance(found, Lapsed) else (found, None)
+
+    def recall(self, key: bytes) -> Pin | Lapsed[Pin] | None:
+        """Return the pin of a key, which is a use of it, as a store would."""
+        known, overdue = self.find(key)
+        if known is None or known.pin is None:
+            return None
+        return known.pin if overdue is None else Lapsed(known.pin, overdue)
 
     def is_in_doubt(self, known: Known) -> bool:
         """Tell whether the store may not know this, not because it was given up there."""
         return not known.is_told or known.outage != self.outage
 
-    def keep(self, key: bytes, pin: Pin | None) -> None:
+    def keep(self, key: bytes, found: Pin | Lapsed[Pin] | None) -> None:
         """Take over what the store said."""
-        if pin is None:
+        if found is None:
             self._table.drop(key)
+        elif isinstance(found, Lapsed):
+            self._table.put(key, Known(found.value, self.outage), self._ttl + found.overdue_seconds)
         else:
-            self._table.put(key, Known(pin, self.outage), self._age(pin))
+            self._table.put(key, Known(found, self.outage), self._age(found))
 
     def decide(self, key: bytes, pin: Pin) -> None:
         """Keep a decision that the store could not be told, unless there is one."""
-        known = self._table.find(key)
-        if known is None or known.pin is None:
+        known, overdue = self.find(key)
+        if known is None or known.pin is None or overdue is not None:
             voided = 0.0 if known is None else known.voided
             self._table.put(key, Known(pin, self.outage, False, voided), self._age(pin))
 

@@ -11,8 +11,9 @@ from redis.exceptions import RedisClusterException, RedisError, ResponseError
 from ..log import logger
 from ..pin import Pin
 from ._redis_client import Client, Execute, OwnClient
+from .base import Lapsed
 
-# Both scripts are sent by EVAL, not EVALSHA: a server that was restarted or failed over has no scripts, their text is
+# The scripts are sent by EVAL, not EVALSHA: a server that was restarted or failed over has no scripts, their text is
 # short, and the difference can't be measured.
 
 # Before Redis 7 an error inside a script hides its code (READONLY, OOM) behind the place where it happened.
@@ -22,6 +23,26 @@ local function with_code(reply)
   return code and {err = code} or reply
 end
 """
+
+# A pin lapses when its key has no more than the time left for which lapsed ones are kept. Returns the value, and is a
+# use of it; or, of one that lapsed, an array of the value and the milliseconds that it has left.
+_USE_OR_TELL = f"""{_WITH_CODE}
+local left = redis.call('PTTL', KEYS[1])
+if left >= 0 and left <= tonumber(ARGV[2]) then
+  local held = redis.pcall('GET', KEYS[1])
+  return type(held) == 'string' and {{held, left}} or with_code(held)
+end
+if ARGV[1] == '' then return with_code(redis.pcall('GET', KEYS[1])) end
+return with_code(redis.pcall('GETEX', KEYS[1], 'PX', ARGV[1]))"""
+
+# Returns 1, or the value that is there and has not lapsed.
+_SET_UNLESS_HELD = f"""{_WITH_CODE}
+local left = redis.call('PTTL', KEYS[1])
+local lapsed = left >= 0 and left <= tonumber(ARGV[3])
+local set = lapsed and redis.pcall('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+  or redis.pcall('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2])
+if not set then return redis.pcall('GET', KEYS[1]) end
+return set.ok and 1 or with_code(set)"""
 
 # Returns 1, or the value that is there. Unlike SET NX and GET it needs one round trip, and nothing lapses in between.
 _SET_IF_NONE = f"""{_WITH_CODE}
@@ -54,7 +75,9 @@ class RedisStore:
       `sentinel_password`), or a client of `redis.asyncio`: `Redis`, `RedisCluster`, or what `Sentinel.master_for`
       returns.
     - *ttl_seconds*, *sliding*: a pin lapses so long after its last use, or after its decision if *sliding* is False.
-    - *prefix*: of all keys. An ACL has to allow them for `GETEX`, `GET`, `SET`, `DEL` and `EVAL`; in a Cluster also
+    - *tool_loop_seconds*: a key stays for so long after its pin has lapsed.
+    - *prefix*: of all keys. An ACL has to allow them for `GETEX`, `GET`, `SET`, `DEL`, `PTTL` and
+      `EVAL`; in a Cluster also
       `CLUSTER SLOTS` and `COMMAND`.
 
     With a URL the store has connections of its own, 32 at most to a server (`?max_connections=`), and new ones in
@@ -74,6 +97,7 @@ class RedisStore:
         *,
         ttl_seconds: float = 600,
         sliding: bool = True,
+        tool_loop_seconds: float = 3600,
         prefix: str = "session-pin:",
     ) -> None:
         self._own: OwnClient | None = None
@@ -83,7 +107,8 @@ class RedisStore:
             self._name, self._execute = self._own.address, self._own.execute
         else:
             self._name, self._execute = type(client_or_url).__name__, _executor(client_or_url)
-        self._ttl = _milliseconds(ttl_seconds)
+        self._kept = _milliseconds(tool_loop_seconds) if tool_loop_seconds else 0
+        self._ttl = _milliseconds(ttl_seconds) + self._kept
         self._sliding = sliding
         self._pins = f"{prefix}{_VERSION}:".encode()
         self._claims = self._pins + b"claim:"
@@ -93,31 +118,36 @@ class RedisStore:
         """Return where the pins are, without credentials."""
         return f"<{type(self).__name__} {self._name}>"
 
-    async def get(self, key: bytes) -> Pin | None:
+    async def get(self, key: bytes) -> Pin | Lapsed[Pin] | None:
         """Return the pin of *key*, or None; see `PinStore.get`."""
         name = _name(self._pins, key)
-        data = await (self._held("GETEX", name, "PX", self._ttl) if self._sliding else self._held("GET", name))
+        if self._kept:
+            data = await self._held("EVAL", _USE_OR_TELL, 1, name, self._ttl if self._sliding else "", self._kept)
+        else:
+            data = await (self._held("GETEX", name, "PX", self._ttl) if self._sliding else self._held("GET", name))
         if data is None:
             return None
+        data, overdue = (data[0], (self._kept - data[1]) / 1000) if isinstance(data, list) else (data, None)
         pin = self._decode(data)
-        if pin is None:
-            with contextlib.suppress(*_FAILURES):  # a miss all the same, and no failure of the store
-                await self._remove(name, data)
-        return pin
+        if pin is not None:
+            return pin if overdue is None else Lapsed(pin, overdue)
+        with contextlib.suppress(*_FAILURES):  # a miss all the same, and no failure of the store
+            await self._remove(name, data)
+        return None
 
     async def add(self, key: bytes, pin: Pin) -> Pin:
-        """Keep *pin* unless there is one; see `PinStore.add`."""
+        """Keep *pin* unless there is one that holds; see `PinStore.add`."""
         name = _name(self._pins, key)
         data = pin.encode()
         while True:
-            held = await self._held("EVAL", _SET_IF_NONE, 1, name, data, self._ttl)
+            held = await self._held("EVAL", _SET_UNLESS_HELD, 1, name, data, self._ttl, self._kept)
             in_force = pin if held == 1 else self._decode(held)
             if in_force is not None:
                 return in_force
             await self._remove(name, held)
 
     async def discard(self, key: bytes, pin: Pin) -> bool:
-        """Give up *pin* if it still holds; see `PinStore.discard`."""
+        """Give up *pin* if it still is there; see `PinStore.discard`."""
         return await self._delete(_name(self._pins, key), pin.encode())
 
     async def claim(self, key: bytes, token: bytes, seconds: float) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from ..log import logger
 from ..pin import Pin, is_pin
-from .base import ClaimingStore, PinStore
+from .base import ClaimingStore, Lapsed, PinStore
 from .local_copy import Known, LocalCopy
 
 ResultT = TypeVar("ResultT")
@@ -59,22 +59,25 @@ class ResilientStore:
         self._beside: set[asyncio.Task[None]] = set()  # trials and releases, for which nobody waits
         self._told = False
 
-    async def get(self, key: bytes, until: float | None = None) -> Pin | None:
+    async def get(self, key: bytes, until: float | None = None) -> Pin | Lapsed[Pin] | None:
         """Return the pin of *key*, by the time *until* on the timer; see `PinStore.get`."""
         until = self._until(until)
-        pin = await self._ask(key, lambda: self._read(key), until, is_read=True)
-        known = self._copy.find(key)
+        found = await self._ask(key, lambda: self._read(key), until, is_read=True)
+        known, overdue = self._copy.find(key)
         if known is not None and self._copy.is_in_doubt(known):
-            pin = await self._settle(key, pin, known, until)
-        self._copy.keep(key, pin)
-        return pin
+            found = await self._settle(key, found, known, overdue, until)
+        self._copy.keep(key, found)
+        return found
 
-    async def add(self, key: bytes, pin: Pin) -> Pin:
-        """Keep *pin* unless there is one; see `PinStore.add`. If that fails, this process keeps it."""
-        until = self._until()
+    async def add(self, key: bytes, pin: Pin, until: float | None = None) -> Pin:
+        """Keep *pin* unless there is one that holds, by the time *until*; see `PinStore.add`.
+
+        If that fails, this process keeps it.
+        """
+        until = self._until(until)
         try:
             winner = await self._ask(key, lambda: self._write(key, pin), until)
-            known = self._copy.find(key)
+            known, _ = self._copy.find(key)
             if known is not None and winner.created < known.voided:
                 await self._ask(key, lambda: self._store.discard(key, winner), until)
                 winner = await self._ask(key, lambda: self._write(key, pin), until)
@@ -94,10 +97,9 @@ class ResilientStore:
         self._copy.drop(key, pin)
         return held
 
-    def recall(self, key: bytes) -> Pin | None:
+    def recall(self, key: bytes) -> Pin | Lapsed[Pin] | None:
         """Return the pin that this process knows, for when the store does not answer."""
-        known = self._copy.find(key)
-        return None if known is None else known.pin
+        return self._copy.recall(key)
 
     def void(self, key: bytes) -> None:
         """Give up the pin of *key*, whichever it is, while the store does not answer."""
@@ -146,16 +148,20 @@ class ResilientStore:
     def _until(self, until: float | None = None) -> float:
         return self._timer() + self._timeout if until is None else until
 
-    async def _settle(self, key: bytes, pin: Pin | None, known: Known, until: float) -> Pin | None:
-        """Tell the store what it missed of a key, and return the pin that is in force there."""
+    async def _settle(
+        self, key: bytes, found: Pin | Lapsed[Pin] | None, known: Known, overdue: float | None, until: float
+    ) -> Pin | Lapsed[Pin] | None:
+        """Tell the store what it missed of a key, and return what it has then; *overdue* is for what is known."""
+        pin = found.value if isinstance(found, Lapsed) else found
         if pin is not None and pin.created < known.voided:
-            voided = pin
-            await self._ask(key, lambda: self._store.discard(key, voided), until)
-            pin = None
-        if pin is None and known.pin is not None:
-            offered = known.pin
-            pin = await self._ask(key, lambda: self._write(key, offered), until)
-        return pin
+            await self._ask(key, lambda: self._store.discard(key, pin), until)
+            found = None
+        if known.pin is None or isinstance(found, Pin):
+            return found
+        if overdue is not None:  # whoever goes on in its tool loop will tell the store
+            return found or Lapsed(known.pin, overdue)
+        offered = known.pin
+        return await self._ask(key, lambda: self._write(key, offered), until)
 
     async def _ask(
         self, key: bytes, call: Callable[[], Awaitable[ResultT]], until: float, is_read: bool = False
@@ -212,10 +218,11 @@ class ResilientStore:
         self._beside.add(task)
         task.add_done_callback(self._beside.discard)
 
-    async def _read(self, key: bytes) -> Pin | None:
-        pin = await self._store.get(key)
+    async def _read(self, key: bytes) -> Pin | Lapsed[Pin] | None:
+        found = await self._store.get(key)
+        pin = found.value if isinstance(found, Lapsed) else found
         if pin is None or is_pin(pin):
-            return pin
+            return found
         with contextlib.suppress(Exception):  # a miss all the same, and no failure of the store
             await self._remove(key, pin)
         return None

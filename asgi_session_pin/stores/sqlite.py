@@ -10,6 +10,7 @@ from pathlib import Path
 from ..log import logger
 from ..pin import Pin
 from ._sqlite_file import SQLiteFile
+from .base import Lapsed
 
 # A column's type binds nobody who writes to the file, and text may not even be UTF-8.
 _IS_SOUND = "typeof(pin) = 'blob' AND typeof(used) = 'real' AND typeof(expires) = 'real'"
@@ -23,7 +24,7 @@ INSERT INTO pins VALUES (:key, :pin, :now, :expires) ON CONFLICT DO UPDATE SET
 RETURNING pin
 """  # noqa: S608
 _RENEW = "UPDATE pins SET used = ?, expires = ? WHERE key = ? AND used = ?"  # if nobody else did
-_DISCARD = "DELETE FROM pins WHERE key = ? AND pin = ? AND expires > ?"
+_DISCARD = "DELETE FROM pins WHERE key = ? AND pin = ?"
 _DELETE = f"DELETE FROM pins WHERE key = ? AND (pin = ? OR NOT ({_IS_SOUND}))"  # noqa: S608
 _CLAIM = """
 INSERT INTO claims VALUES (:key, :token, :expires) ON CONFLICT DO UPDATE SET
@@ -32,15 +33,17 @@ WHERE claims.expires <= :now OR claims.token = excluded.token OR typeof(claims.e
 """
 _RELEASE = "DELETE FROM claims WHERE key = ? AND token = ?"
 
-# Who lapsed was not used since then. `expires` counts too: another process may have a longer time to live.
+# Pins that lapsed are kept for a tool loop, until there is no room: then they are the first to go.
 _REMOVE_LAPSED = """
-DELETE FROM pins WHERE expires <= :now
-    AND key IN (SELECT key FROM pins WHERE used <= :idle_since ORDER BY used LIMIT :batch)
+DELETE FROM pins WHERE key IN (SELECT key FROM pins WHERE expires <= :kept_since ORDER BY expires LIMIT :batch)
 """
-_REMOVE_EXCESS = """
-DELETE FROM pins WHERE key IN (SELECT key FROM pins WHERE key <> :key ORDER BY used
-    LIMIT (SELECT max(0, min(:batch, number - :max_entries)) FROM pin_count))
-"""
+_EXCESS = "(SELECT max(0, min(:batch, number - :max_entries)) FROM pin_count)"
+_REMOVE_EXCESS_LAPSED = f"""
+DELETE FROM pins WHERE key IN (SELECT key FROM pins WHERE expires <= :now ORDER BY expires LIMIT {_EXCESS})
+"""  # noqa: S608
+_REMOVE_EXCESS = f"""
+DELETE FROM pins WHERE key IN (SELECT key FROM pins WHERE key <> :key ORDER BY used LIMIT {_EXCESS})
+"""  # noqa: S608
 _REMOVE_CLAIMS = """
 DELETE FROM claims WHERE key IN (SELECT key FROM claims WHERE expires <= :now ORDER BY expires LIMIT :batch)
 """
@@ -52,8 +55,9 @@ _RENEWED_PART = 0.1  # of the time to live: a use is written if the last written
 class SQLiteStore:
     """At most *max_entries* pins in the file *path*, the least recently used goes first.
 
-    A pin lapses *ttl_seconds* after its last use, or after its decision if *sliding* is False. A use is written if a
-    tenth of that time went by since the last one that was, so a pin may lapse, or give way, as much earlier.
+    A pin lapses *ttl_seconds* after its last use, or after its decision if *sliding* is False, and is kept for
+    *tool_loop_seconds* more. A use is written if a tenth of its time went by since the last one that was, so a pin may
+    lapse, or give way, as much earlier.
 
     - The processes of one host share the file. It can't be on a network filesystem: WAL needs memory that all of them
       share.
@@ -74,11 +78,13 @@ class SQLiteStore:
         *,
         ttl_seconds: float = 600,
         sliding: bool = True,
+        tool_loop_seconds: float = 3600,
         max_entries: int = 10_000,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._ttl = ttl_seconds
         self._sliding = sliding
+        self._kept = tool_loop_seconds
         self._max_entries = max_entries
         self._clock = clock
         self._file = SQLiteFile(Path(os.path.realpath(path)))
@@ -92,7 +98,7 @@ class SQLiteStore:
         """How many uses of pins could not be written; it is logged once a minute."""
         return self._file.failures
 
-    async def get(self, key: bytes) -> Pin | None:
+    async def get(self, key: bytes) -> Pin | Lapsed[Pin] | None:
         """Return the pin of *key*, or None; see `PinStore.get`."""
         row = await self._file.read(_GET, (key,))
         if row is None:
@@ -104,7 +110,7 @@ class SQLiteStore:
             return None
         now = self._clock()
         if expires <= now:
-            return None
+            return Lapsed(pin, now - expires) if now - expires < self._kept else None
         if now - used >= self._ttl * _RENEWED_PART:
             if self._sliding:
                 expires = now + self._ttl
@@ -112,12 +118,12 @@ class SQLiteStore:
         return pin
 
     async def add(self, key: bytes, pin: Pin) -> Pin:
-        """Keep *pin* unless there is one; see `PinStore.add`."""
+        """Keep *pin* unless there is one that holds; see `PinStore.add`."""
         return await self._file.write(partial(self._add, key, pin))
 
     async def discard(self, key: bytes, pin: Pin) -> bool:
-        """Give up *pin* if it still holds; see `PinStore.discard`."""
-        return await self._file.write(partial(_change, _DISCARD, (key, pin.encode(), self._clock())))
+        """Give up *pin* if it still is there; see `PinStore.discard`."""
+        return await self._file.write(partial(_change, _DISCARD, (key, pin.encode())))
 
     async def claim(self, key: bytes, token: bytes, seconds: float) -> bool:
         """Take the right to decide for *key*; see `ClaimingStore.claim`."""
@@ -150,7 +156,7 @@ class SQLiteStore:
             "pin": pin.encode(),
             "now": now,
             "expires": now + self._ttl,
-            "idle_since": now - self._ttl,
+            "kept_since": now - self._kept,
             "max_entries": self._max_entries,
             "batch": _BATCH,
         }
@@ -162,6 +168,7 @@ class SQLiteStore:
                 writer.execute(_DELETE, (key, data))
                 writer.execute(_ADD, values).fetchone()
             writer.execute(_REMOVE_LAPSED, values)
+            writer.execute(_REMOVE_EXCESS_LAPSED, values)
             writer.execute(_REMOVE_EXCESS, values)
         return in_force or pin
 

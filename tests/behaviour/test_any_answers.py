@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from starlette.types import Message, Receive, Scope, Send
 
 from answer_scripts import SIZE, Call, Choices, Client, Request, Routed, Shows, is_whole, read_client, read_script
-from asgi_session_pin import MemoryStore, Pin, SessionPinMiddleware, get_session_pin
+from asgi_session_pin import Lapsed, MemoryStore, Pin, SessionPinMiddleware, get_session_pin
 from asgi_session_pin.log import logger
 from virtual_time import VirtualLoop, run
 
@@ -119,7 +119,7 @@ class UnreliableStore(MemoryStore):
         self._loop = loop
         self._claims: dict[bytes, tuple[bytes, float]] = {}
 
-    async def get(self, key: bytes) -> Pin | None:
+    async def get(self, key: bytes) -> Pin | Lapsed[Pin] | None:
         await self._behave()
         return await super().get(key)
 

@@ -22,7 +22,7 @@ from asgi_driver import (
     receive_from,
     respond,
 )
-from asgi_session_pin import Config, MemoryStore, Pin, Routing, SessionPinMiddleware
+from asgi_session_pin import Config, Lapsed, MemoryStore, Pin, Routing, SessionPinMiddleware
 from behaviour_document import Section, case
 
 
@@ -272,7 +272,7 @@ class Failing(MemoryStore):
         super().__init__()
         self.down = down
 
-    async def get(self, key: bytes) -> Pin | None:
+    async def get(self, key: bytes) -> Pin | Lapsed[Pin] | None:
         if "get" in self.down:
             raise OSError("down")
         return await super().get(key)
@@ -329,7 +329,7 @@ async def test_the_first_decision_wins_over_a_later_one() -> None:
             await store.add(key, Pin("early", pin.created))
             return await store.add(key, pin)
 
-        async def get(self, key: bytes) -> Pin | None:
+        async def get(self, key: bytes) -> Pin | Lapsed[Pin] | None:
             return await store.get(key)
 
     app = SessionPinMiddleware(gateway, store=Raced())

@@ -20,7 +20,7 @@ from asgi_driver import (
     receive_from,
     respond,
 )
-from asgi_session_pin import Config, MemoryStore, Pin, Routing, SessionPinMiddleware
+from asgi_session_pin import Config, Lapsed, MemoryStore, Pin, Routing, SessionPinMiddleware
 from behaviour_document import Section, case
 
 TTL = 600.0
@@ -122,7 +122,7 @@ async def test_a_pin_is_renewed_when_the_app_is_done(clock: Clock) -> None:
     renewed: list[int] = []
 
     class Watched(MemoryStore):
-        async def get(self, key: bytes) -> Pin | None:
+        async def get(self, key: bytes) -> Pin | Lapsed[Pin] | None:
             renewed.append(len(messages))
             return await super().get(key)
 
@@ -183,7 +183,7 @@ async def test_a_store_that_fails_at_the_end_does_not_hurt(clock: Clock) -> None
         fails = False
         fails_next = False
 
-        async def get(self, key: bytes) -> Pin | None:
+        async def get(self, key: bytes) -> Pin | Lapsed[Pin] | None:
             if self.fails:
                 raise OSError("down")
             return await super().get(key)

@@ -34,7 +34,7 @@ from asgi_driver import (
     respond,
     until,
 )
-from asgi_session_pin import Config, Failover, MemoryStore, Pin, SessionPinMiddleware, get_session_pin
+from asgi_session_pin import Config, Failover, Lapsed, MemoryStore, Pin, SessionPinMiddleware, get_session_pin
 from behaviour_document import Section, case
 from servers import serve_app, wait_until
 from virtual_time import VirtualLoop, run
@@ -509,7 +509,7 @@ class HeldUpStore(MemoryStore):
         super().__init__()
         self.answers: list[asyncio.Event] = []
 
-    async def get(self, key: bytes) -> Pin | None:
+    async def get(self, key: bytes) -> Pin | Lapsed[Pin] | None:
         pin = await super().get(key)
         if self.is_slow:
             self.answers.append(asyncio.Event())

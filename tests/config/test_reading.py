@@ -31,7 +31,10 @@ routing:
   session_ttl_sliding: "yes"
   session_max_age_seconds: .nan
   session_max_entries: 0
+  tool_loop_seconds: -1
+  release: human
   router_models: [auto, "", 5]
+  retired_models: ["**"]
   session_ttl_second: 5
 sessions:
   max_id_length: 65537
@@ -39,6 +42,7 @@ sessions:
 decisions:
   sources: ["body:a..b", [1], {a: 1}, null]
   aliases: {5: a, b: [c], "d*": "e*/*", f: "", 2024-01-01: 6}
+  unless: {x-cause: [a], "header:x-a": [], "header:x-b": a, "header:x-session-pin": [a], "header:x-c": ["", 5]}
   zzz: {nested: [1, 2]}
 endpoints:
   - {path: chat}
@@ -56,6 +60,9 @@ response_headers: null
         "routing.session_ttl_sliding: found 'yes', expected true or false",
         f"routing.session_max_age_seconds: found nan, {SECONDS_EXPECTED} or null",
         f"routing.session_max_entries: found 0, {COUNT_EXPECTED}",
+        "routing.tool_loop_seconds: found -1, expected a number of seconds from 0 to 1,000,000,000",
+        'routing.release: found \'human\', expected "never" or "user_turn"',
+        f"routing.retired_models.0: found '**', {name}, but not * alone",
         f"routing.router_models.1: found '', {name}, but not * alone",
         f"routing.router_models.2: found 5, {name}, but not * alone",
         "routing.session_ttl_second: unknown key, did you mean 'session_ttl_seconds'?",
@@ -72,7 +79,13 @@ response_headers: null
         f"decisions.aliases.f: found '', {name}",
         "decisions.aliases: found 2024-01-01, expected a string",
         f"decisions.aliases.2024-01-01: found 6, {name}",
-        "decisions.zzz: unknown key, expected one of sources, aliases",
+        "decisions.unless: found 'x-cause', expected \"header:NAME\"",
+        "decisions.unless.header:x-a: found an empty list, expected a list of at least one item",
+        "decisions.unless.header:x-b: found 'a', expected a list of at least one item",
+        "decisions.unless: found 'header:x-session-pin', expected \"header:NAME\"",
+        f"decisions.unless.header:x-c.0: found '', {name}",
+        f"decisions.unless.header:x-c.1: found 5, {name}",
+        "decisions.zzz: unknown key, expected one of sources, aliases, unless",
         f"endpoints.0.path: found 'chat', {PATH_EXPECTED}",
         f"endpoints.1.path: missing, {PATH_EXPECTED}",
         'endpoints.1.kind: found \'other\', expected "completion" or "decision" or "ignore"',
@@ -85,7 +98,7 @@ response_headers: null
     ]
     assert sorted(faults(file, text)) == sorted(lines)
     error = error_of(file)
-    assert str(error).split("\n  ") == [f"{file}: 29 faults", *error.faults]
+    assert str(error).split("\n  ") == [f"{file}: 38 faults", *error.faults]
 
 
 def test_faults_come_in_the_order_of_the_file_with_the_line_that_each_is_about(file: Path) -> None:
@@ -272,7 +285,8 @@ def test_a_secret_in_the_file_is_never_in_a_message(
             "routing:\n  unknown: ${PASSWORD}",
             [
                 "routing.unknown: unknown key, expected one of session_ttl_seconds, session_ttl_sliding, "
-                "session_max_age_seconds, session_max_entries, router_models, decision_wait_seconds"
+                "session_max_age_seconds, session_max_entries, tool_loop_seconds, release, router_models, "
+                "retired_models, decision_wait_seconds"
             ],
         ),
         (

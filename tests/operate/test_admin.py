@@ -13,7 +13,7 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from asgi_driver import SESSION, Answer, Clock, Gateway, Header, call, http_scope
-from asgi_session_pin import Config, MemoryStore, Pin, SessionPinMiddleware
+from asgi_session_pin import Config, Lapsed, MemoryStore, Pin, SessionPinMiddleware
 from asgi_session_pin.config import Admin
 from asgi_session_pin.gateway import create_gateway
 from asgi_session_pin.operate.admin import MOST_READERS, SECURITY_HEADERS, create_admin
@@ -209,7 +209,7 @@ async def test_readiness_tells_of_the_store_and_asks_it_once_a_second(clock: Clo
         calls = 0
         is_down = False
 
-        async def get(self, key: bytes) -> Pin | None:
+        async def get(self, key: bytes) -> Pin | Lapsed[Pin] | None:
             self.calls += 1
             if self.is_down:
                 raise OSError("down")

@@ -19,7 +19,7 @@ from asgi_driver import (
     respond,
     until,
 )
-from asgi_session_pin import Config, Limits, MemoryStore, Pin, PinEvent, Routing, SessionPinMiddleware, Store
+from asgi_session_pin import Config, Lapsed, Limits, MemoryStore, Pin, PinEvent, Routing, SessionPinMiddleware, Store
 from behaviour_document import Section, case
 
 AUTO = {"model": "auto"}
@@ -36,7 +36,7 @@ class SharedStore(MemoryStore):
         self.clock = Clock()
         self.calls: list[str] = []
 
-    async def get(self, key: bytes) -> Pin | None:
+    async def get(self, key: bytes) -> Pin | Lapsed[Pin] | None:
         self.calls.append("get")
         await asyncio.sleep(0)
         return await super().get(key)
@@ -144,7 +144,7 @@ async def test_nobody_waits_for_the_claim_to_be_given_back() -> None:
 
 async def test_a_request_that_is_cancelled_anywhere_leaves_no_claim() -> None:
     class Slow(SharedStore):
-        async def get(self, key: bytes) -> Pin | None:
+        async def get(self, key: bytes) -> Pin | Lapsed[Pin] | None:
             await asyncio.sleep(0.002)
             return await super().get(key)
 
@@ -293,7 +293,7 @@ async def test_a_store_that_fails_meanwhile_leaves_the_request_to_the_router(wha
                 raise OSError("down")
             return await super().claim(key, token, seconds)
 
-        async def get(self, key: bytes) -> Pin | None:
+        async def get(self, key: bytes) -> Pin | Lapsed[Pin] | None:
             if self.is_out and what == "get":
                 raise OSError("down")
             return await super().get(key)

@@ -26,6 +26,7 @@ from asgi_driver import (
     read_body,
     receive_from,
     respond,
+    until,
 )
 from asgi_session_pin import (
     Config,
@@ -304,7 +305,7 @@ async def test_one_that_fails_after_somebody_else_decided_has_no_turn_to_pass_on
     gateway.answers[0] = fail
     app = SessionPinMiddleware(gateway, config=Config(routing=Routing(decision_wait_seconds=0.01)))
     first, second = start(app, 2)
-    await asyncio.sleep(0.03)
+    await until(lambda: len(gateway.gates) == 2)
     gateway.gates[1].set()
     assert told([await second]) == [("miss", "b")]
     gateway.gates[0].set()
@@ -348,12 +349,11 @@ async def test_where_an_answer_names_no_model_all_go_on_and_none_waits_again(con
 )
 async def test_the_wait_ends_and_nobody_waits_for_that_one_again() -> None:
     gateway = Steps("late", "b", "c", "d")
-    app = SessionPinMiddleware(gateway, config=Config(routing=Routing(decision_wait_seconds=0.02)))
+    app = SessionPinMiddleware(gateway, config=Config(routing=Routing(decision_wait_seconds=0.2)))
     first, second = start(app, 2)
     await settle()
     assert gateway.asked == ["auto"]
-    await asyncio.sleep(0.04)
-    assert gateway.asked == ["auto"] * 2, "the second one waited long enough"
+    await until(lambda: len(gateway.asked) == 2)  # the second one waited long enough
     (third,) = start(app, 1)
     await settle()
     assert gateway.asked == ["auto"] * 3, "the third one did not wait at all"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis, RedisCluster
 
-from asgi_session_pin.testing import CHECKS, CLAIM_CHECKS, KEY, SHARED_CHECKS, A, B, Check
+from asgi_session_pin.testing import CHECKS, CLAIM_CHECKS, KEY, LAPSED_CHECKS, SHARED_CHECKS, A, B, Check
 from cases import directory_case, memory_case, redis_case, sqlite_case
 from redis_servers import Cluster, RedisServer, Sentinels
 
@@ -14,8 +14,10 @@ def name_of(check: Check) -> str:
     return check.__name__
 
 
-every_check = pytest.mark.parametrize("check", CHECKS, ids=name_of)
-every_check_of_shared_stores = pytest.mark.parametrize("check", CHECKS + SHARED_CHECKS + CLAIM_CHECKS, ids=name_of)
+every_check = pytest.mark.parametrize("check", CHECKS + LAPSED_CHECKS, ids=name_of)
+every_check_of_shared_stores = pytest.mark.parametrize(
+    "check", CHECKS + LAPSED_CHECKS + SHARED_CHECKS + CLAIM_CHECKS, ids=name_of
+)
 
 
 @every_check

@@ -8,8 +8,8 @@ A, B = Pin("a", 1000.0), Pin("b", 1000.0)
 
 
 def known_model(copy: LocalCopy, key: bytes) -> str | None:
-    known = copy.find(key)
-    return None if known is None or known.pin is None else known.pin.model
+    known, overdue = copy.find(key)
+    return None if known is None or known.pin is None or overdue is not None else known.pin.model
 
 
 async def test_the_least_recently_used_goes_first() -> None:
@@ -63,5 +63,5 @@ async def test_the_first_decision_stays_until_it_is_given_up() -> None:
     copy.decide(b"1", B)
     assert known_model(copy, b"1") == "b"
     copy.drop(b"1", B)
-    assert copy.find(b"1") is None
+    assert copy.find(b"1") == (None, None)
     copy.drop(b"1", B)

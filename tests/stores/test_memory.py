@@ -3,7 +3,7 @@
 import pytest
 
 from asgi_driver import Clock
-from asgi_session_pin import MemoryStore, Pin
+from asgi_session_pin import Lapsed, MemoryStore, Pin
 from behaviour_document import Section, case
 
 A, B = Pin("a", 1.0), Pin("b", 1.0)
@@ -22,7 +22,7 @@ async def test_the_least_recently_used_pin_goes_first() -> None:
 @case(Section.PIN, "not used for `session_ttl_seconds`", "decided afresh")
 async def test_a_pin_lapses_at_the_very_end_of_its_time() -> None:
     clock = Clock()
-    store = MemoryStore(ttl_seconds=10, sliding=False, timer=clock)
+    store = MemoryStore(ttl_seconds=10, sliding=False, tool_loop_seconds=0, timer=clock)
     await store.add(b"1", A)
     await clock.wait(9.9)
     assert await store.get(b"1") == A
@@ -30,12 +30,38 @@ async def test_a_pin_lapses_at_the_very_end_of_its_time() -> None:
     assert await store.get(b"1") is None
 
 
-async def test_a_pin_that_lapsed_can_not_be_given_up() -> None:
+@pytest.mark.parametrize("sliding", [True, False])
+async def test_what_has_lapsed_goes_first(sliding: bool) -> None:
     clock = Clock()
-    store = MemoryStore(ttl_seconds=10, timer=clock)
+    store = MemoryStore(ttl_seconds=10, sliding=sliding, max_entries=3, timer=clock)
+    for key in (b"1", b"2", b"3"):
+        await store.add(key, A)
+        await clock.wait(4)
+    await store.get(b"3")
+    await store.get(b"2")
+    lapsed = [key for key in (b"1", b"2", b"3") if isinstance(await store.get(key), Lapsed)]
+    assert lapsed == [b"1"], "a look at it is no use"
+    await store.add(b"4", A)
+    assert [await store.get(key) for key in (b"1", b"2", b"3", b"4")] == [None, A, A, A]
+    await store.get(b"2")
+    await store.add(b"5", A)
+    assert [await store.get(key) for key in (b"2", b"3", b"4", b"5")] == [A, None, A, A]
+
+
+async def test_a_fixed_time_lets_what_lapsed_go_before_what_was_used_less_recently() -> None:
+    clock = Clock()
+    store = MemoryStore(ttl_seconds=10, sliding=False, max_entries=2, timer=clock)
     await store.add(b"1", A)
-    await clock.wait(10)
-    assert await store.discard(b"1", A) is False
+    await clock.wait(5)
+    await store.add(b"2", A)
+    await clock.wait(4)
+    await store.get(b"1")
+    await clock.wait(1)
+    await store.add(b"3", A)
+    assert [await store.get(key) for key in (b"1", b"2", b"3")] == [None, A, A]
+    await store.aclose()
+    await store.add(b"1", A)
+    assert [await store.get(key) for key in (b"1", b"2", b"3")] == [A, None, None]
 
 
 async def test_only_a_look_counts_as_a_use() -> None:
@@ -48,7 +74,7 @@ async def test_only_a_look_counts_as_a_use() -> None:
     assert await store.discard(b"1", B) is False
     assert await store.get(b"2") == A
     await clock.wait(1)
-    assert [await store.get(key) for key in (b"1", b"2")] == [None, A]
+    assert [await store.get(key) for key in (b"1", b"2")] == [Lapsed(A, 0), A]
 
 
 async def test_the_table_is_bounded_whatever_has_lapsed() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from redis import exceptions
 
-from asgi_session_pin import Pin
+from asgi_session_pin import Lapsed, Pin
 from asgi_session_pin.stores.redis import RedisStore
 from delaying_proxy import delaying_proxy
 from redis_servers import RedisServer, redis_server
@@ -30,7 +30,7 @@ async def store(server: RedisServer) -> AsyncIterator[RedisStore]:
         yield store
 
 
-async def read(store: RedisStore) -> dict[bytes, Pin | None]:
+async def read(store: RedisStore) -> dict[bytes, Pin | Lapsed[Pin] | None]:
     return dict(zip(KEYS, await asyncio.gather(*map(store.get, KEYS)), strict=True))
 
 

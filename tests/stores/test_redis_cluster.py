@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import RedisCluster
 from redis.exceptions import RedisClusterException
 
-from asgi_session_pin import Pin
+from asgi_session_pin import Lapsed, Pin
 from asgi_session_pin.stores.redis import RedisStore
 from delaying_proxy import delaying_proxy
 from redis_servers import Cluster, redis_cluster
@@ -62,7 +62,7 @@ async def test_where_all_nodes_are_new_those_of_the_url_are_asked_again(
             proxy.target_port = shared_cluster.masters[0].port  # as a name does
             proxy.cut()
 
-            async def get(key: bytes) -> Pin | None:
+            async def get(key: bytes) -> Pin | Lapsed[Pin] | None:
                 try:
                     return await store.get(key)
                 except RedisClusterException:  # each of the nodes that it knew was tried

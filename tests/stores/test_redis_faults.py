@@ -13,7 +13,7 @@ import pytest
 from redis import exceptions
 from redis.asyncio import Sentinel
 
-from asgi_session_pin import Pin
+from asgi_session_pin import Lapsed, Pin
 from asgi_session_pin.stores.redis import RedisStore
 from delaying_proxy import delaying_proxy
 from redis_servers import RedisServer, redis_server
@@ -44,7 +44,7 @@ async def fill(store: RedisStore) -> dict[bytes, Pin]:
     return pins
 
 
-async def read(store: RedisStore) -> dict[bytes, Pin | None]:
+async def read(store: RedisStore) -> dict[bytes, Pin | Lapsed[Pin] | None]:
     """Ask for all keys at once."""
     return dict(zip(KEYS, await asyncio.gather(*map(store.get, KEYS)), strict=True))
 

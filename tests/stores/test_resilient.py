@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from asgi_driver import Clock, until
-from asgi_session_pin import MemoryStore, Pin, PinStore
+from asgi_session_pin import Lapsed, MemoryStore, Pin, PinStore
 from asgi_session_pin.stores import ResilientStore
 from asgi_session_pin.stores.local_copy import LocalCopy
 from asgi_session_pin.stores.resilient import (
@@ -18,7 +18,7 @@ from asgi_session_pin.stores.resilient import (
     LONGEST_REST_SECONDS,
     StoreUnavailable,
 )
-from asgi_session_pin.testing import CHECKS, SHARED_CHECKS, Check, StoreCase
+from asgi_session_pin.testing import CHECKS, LAPSED_CHECKS, SHARED_CHECKS, Check, StoreCase
 from behaviour_document import Section, case
 from cases import directory_case
 
@@ -38,7 +38,7 @@ class Server:
         self.is_full = False
         self.claims: dict[bytes, bytes] = {}
 
-    async def get(self, key: bytes) -> Pin | None:
+    async def get(self, key: bytes) -> Pin | Lapsed[Pin] | None:
         await self._answer()
         return await self.store.get(key)
 
@@ -91,14 +91,14 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.mark.parametrize("check", CHECKS + SHARED_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", CHECKS + LAPSED_CHECKS + SHARED_CHECKS, ids=lambda check: check.__name__)
 async def test_a_resilient_store_keeps_the_contract_of_its_store(check: Check, tmp_path: Path) -> None:
     case = directory_case(tmp_path)
 
     def open_resilient(sliding: bool = True) -> PinStore:
         return ResilientStore(case.open(sliding), LocalCopy(), timeout_seconds=60)
 
-    await check(StoreCase(open_resilient, case.wait, case.ttl_seconds))
+    await check(StoreCase(open_resilient, case.wait, case.ttl_seconds, case.tool_loop_seconds))
 
 
 CALLS: dict[str, Callable[[ResilientStore], Awaitable[object]]] = {
@@ -141,7 +141,7 @@ async def test_a_store_that_hangs_is_given_up_and_not_asked_again_after_some_cal
 
 async def test_failures_count_in_a_row_so_one_bad_key_is_not_the_store(clock: Clock) -> None:
     class Broken(Server):
-        async def get(self, key: bytes) -> Pin | None:
+        async def get(self, key: bytes) -> Pin | Lapsed[Pin] | None:
             if key == K:
                 raise OSError("this shard is down")
             return await super().get(key)
@@ -204,7 +204,7 @@ class Panic(BaseException):
 @pytest.mark.parametrize("error", [asyncio.CancelledError, Panic, OSError])
 async def test_whatever_a_store_raises_is_a_failure(clock: Clock, error: type[BaseException]) -> None:
     class Raising(Server):
-        async def get(self, key: bytes) -> Pin | None:
+        async def get(self, key: bytes) -> Pin | Lapsed[Pin] | None:
             raise error
 
     await fails(replica(Raising(), clock).get(K))
@@ -271,7 +271,7 @@ async def test_a_store_that_keeps_giving_what_is_no_pin_leaves_the_session_to_th
 
 async def test_an_interrupt_and_a_cancellation_go_through(server: Server, clock: Clock) -> None:
     class Interrupted(Server):
-        async def get(self, key: bytes) -> Pin | None:
+        async def get(self, key: bytes) -> Pin | Lapsed[Pin] | None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -409,14 +409,53 @@ async def test_a_decision_after_a_pin_was_given_up_in_vain_wins_over_that_pin(se
     assert await server.store.get(K) == decided
 
 
-async def test_a_decision_that_lapsed_meanwhile_is_not_told(server: Server, clock: Clock) -> None:
+async def test_a_decision_that_lapsed_meanwhile_is_told_when_it_goes_on(server: Server, clock: Clock) -> None:
     store = replica(server, clock)
     await take_out(server, store)
     await fails(store.add(K, A))
-    await clock.wait(3600)
+    await clock.wait(700)
     await bring_back(server, clock, store)
+    assert await store.get(K) == Lapsed(A, 105)
+    assert await server.store.get(K) is None
+    assert await store.add(K, A) == A
+    assert await server.store.get(K) == await store.get(K) == A
+
+
+async def test_a_decision_takes_the_place_of_a_pin_that_lapsed_in_the_store(server: Server, clock: Clock) -> None:
+    server.store = MemoryStore(timer=clock)
+    store = replica(server, clock)
+    await store.add(K, A)
+    await clock.wait(700)
+    await take_out(server, store)
+    assert store.recall(K) == Lapsed(A, 100)
+    await fails(store.add(K, B))
+    assert store.recall(K) == B
+    await bring_back(server, clock, store)
+    assert await store.get(K) == await server.store.get(K) == B
+
+
+async def test_a_lapsed_pin_that_was_given_up_meanwhile_does_not_come_back(server: Server, clock: Clock) -> None:
+    clock.now = 1000.0
+    server.store = MemoryStore(timer=clock)
+    store = replica(server, clock)
+    await store.add(K, A)
+    await take_out(server, store)
+    await fails(store.discard(K, A))
+    await clock.wait(700)
+    await bring_back(server, clock, store)
+    assert isinstance(await server.store.get(K), Lapsed)
     assert await store.get(K) is None
     assert await server.store.get(K) is None
+
+
+async def test_what_lapsed_in_the_store_has_lapsed_in_the_copy(server: Server, clock: Clock) -> None:
+    server.store = MemoryStore(timer=clock)
+    await server.add(K, A)
+    await clock.wait(650)
+    store = replica(server, clock)
+    assert await store.get(K) == Lapsed(A, 50)
+    await take_out(server, store)
+    assert store.recall(K) == Lapsed(A, 50)
 
 
 async def test_a_claim_is_given_back_once_while_nobody_waits(server: Server, clock: Clock) -> None:

@@ -5,13 +5,14 @@ import os
 import stat
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from asgi_driver import Clock
-from asgi_session_pin import MemoryStore, Pin
+from asgi_session_pin import Lapsed, MemoryStore, Pin
 from asgi_session_pin.stores.sqlite import SQLiteStore
 from sqlite_files import KEY, OTHER_KEY, A, B, all_is_written, count, files, last_use, opened
 
@@ -81,6 +82,33 @@ async def test_the_least_recently_used_pins_go_first(path: Path, sliding: bool) 
     await store.aclose()
 
 
+async def test_what_has_lapsed_goes_before_what_was_used_less_recently(path: Path) -> None:
+    clock = Clock()
+    store = SQLiteStore(path, ttl_seconds=10, sliding=False, max_entries=2, clock=clock)
+    await store.add(b"1", A)
+    await clock.wait(5)
+    await store.add(b"2", A)
+    await clock.wait(4)
+    await store.get(b"1")
+    await all_is_written(store)
+    await clock.wait(1)
+    await store.add(b"3", A)
+    assert [await store.get(key) for key in (b"1", b"2", b"3")] == [None, A, A]
+    await store.aclose()
+
+
+async def test_a_file_of_the_first_version_gets_its_index(path: Path) -> None:
+    store = SQLiteStore(path)
+    await store.add(KEY, A)
+    await store.aclose()
+    with opened(path) as connection:
+        connection.execute("DROP INDEX pins_by_expiry")
+    assert await store.get(KEY) == A
+    with opened(path) as connection:
+        assert "pins_by_expiry" in {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    await store.aclose()
+
+
 async def test_the_newest_pin_stays_when_the_clock_went_back(path: Path) -> None:
     clock = Clock()
     store = SQLiteStore(path, max_entries=1, clock=clock)
@@ -93,15 +121,18 @@ async def test_the_newest_pin_stays_when_the_clock_went_back(path: Path) -> None
 
 async def test_what_piled_up_leaves_little_by_little(path: Path) -> None:
     clock = Clock()
-    many = SQLiteStore(path, ttl_seconds=10, max_entries=100, clock=clock)
+    many = SQLiteStore(path, ttl_seconds=10, tool_loop_seconds=5, max_entries=100, clock=clock)
     for number in range(100):
         await many.add(str(number).encode(), A)
-    few = SQLiteStore(path, ttl_seconds=10, max_entries=75, clock=clock)
+    few = SQLiteStore(path, ttl_seconds=10, tool_loop_seconds=5, max_entries=75, clock=clock)
     await few.add(b"one more", A)
     assert count(path) == 81
     await few.add(b"another", A)
     assert count(path) == 75
     await clock.wait(10)
+    await few.add(b"later", A)
+    assert count(path) == 75, "what has lapsed is kept for a tool loop"
+    await clock.wait(5)
     await few.add(b"much later", A)
     assert count(path) == 56
     await many.aclose()
@@ -135,14 +166,15 @@ Operation = tuple[str, int]
 operations = st.lists(st.tuples(st.sampled_from(["get", "add", "discard", "wait"]), st.integers(0, 5)), max_size=40)
 
 
-@given(operations)
+@given(operations, st.booleans())
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_it_keeps_what_the_memory_store_keeps(path: Path, operations: list[Operation]) -> None:
+def test_it_keeps_what_the_memory_store_keeps(path: Path, operations: list[Operation], sliding: bool) -> None:
     async def compare() -> None:
         clock = Clock()
         with tempfile.TemporaryDirectory(dir=path.parent) as directory:
-            sqlite = SQLiteStore(Path(directory, "pins.db"), ttl_seconds=10, max_entries=4, clock=clock)
-            memory = MemoryStore(ttl_seconds=10, max_entries=4, timer=clock)
+            bounds: dict[str, Any] = {"ttl_seconds": 10, "tool_loop_seconds": 15, "max_entries": 4}
+            sqlite = SQLiteStore(Path(directory, "pins.db"), sliding=sliding, clock=clock, **bounds)
+            memory = MemoryStore(sliding=sliding, timer=clock, **bounds)
             for operation, number in operations:
                 await clock.wait(4 * number if operation == "wait" else 1)  # a tenth: all uses are written
                 key, pin = bytes([number]), Pin(f"model-{clock.now}", 1.0)
@@ -151,7 +183,7 @@ def test_it_keeps_what_the_memory_store_keeps(path: Path, operations: list[Opera
                 if operation == "add":
                     assert await sqlite.add(key, pin) == await memory.add(key, pin)
                 elif operation == "discard":
-                    gone = found or pin
+                    gone = (found.value if isinstance(found, Lapsed) else found) or pin
                     assert await sqlite.discard(key, gone) == await memory.discard(key, gone)
                 await all_is_written(sqlite)
             await sqlite.aclose()

@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from asgi_driver import Answer, Gateway, Header, call
-from asgi_session_pin import Config, Pin, PinEvent, PinStore, SessionPinMiddleware, Store
+from asgi_session_pin import Config, Lapsed, Pin, PinEvent, PinStore, SessionPinMiddleware, Store
 from asgi_session_pin.stores.redis import RedisStore
 from asgi_session_pin.stores.resilient import FAILURES_TO_REST, FIRST_REST_SECONDS
 from behaviour_document import Section, case
@@ -288,9 +288,9 @@ class Skewed(RedisStore):
         super().__init__(url)
         self._seconds = seconds
 
-    async def get(self, key: bytes) -> Pin | None:
-        pin = await super().get(key)
-        return None if pin is None else replace(pin, created=pin.created + self._seconds)
+    async def get(self, key: bytes) -> Pin | Lapsed[Pin] | None:
+        found = await super().get(key)
+        return replace(found, created=found.created + self._seconds) if isinstance(found, Pin) else found
 
     async def add(self, key: bytes, pin: Pin) -> Pin:
         held = await super().add(key, replace(pin, created=pin.created - self._seconds))

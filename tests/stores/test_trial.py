@@ -47,10 +47,10 @@ async def test_a_store_that_hangs_is_waited_for_no_longer_than_so_many_seconds()
 
 
 async def test_a_missing_permission_is_found_before_a_request_needs_it(shared_redis: RedisServer) -> None:
-    rules = ["on", ">hunter2", "~session-pin:*", "+getex", "+get", "+set", "+del"]
+    rules = ["on", ">hunter2", "~session-pin:*", "+getex", "+get", "+set", "+del", "+pttl"]
     shared_redis.call("ACL", "SETUSER", "bob", *rules)
     store = RedisStore(f"redis://bob:hunter2@127.0.0.1:{shared_redis.port}")
-    assert await try_store(store) == "add: NoPermissionError"
+    assert await try_store(store) == "get: NoPermissionError"
     shared_redis.call("ACL", "SETUSER", "bob", "+eval")
     assert await try_store(store) is None
     await store.aclose()

@@ -1,6 +1,7 @@
 """The kinds of stores that the contract is run over."""
 
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from redis.asyncio import Redis, RedisCluster
@@ -12,38 +13,39 @@ from asgi_session_pin.stores.sqlite import SQLiteStore
 from asgi_session_pin.testing import StoreCase
 from directory_store import DirectoryStore
 
-TTL = 10.0
+TTL, TOOL_LOOP = 10.0, 40.0
+TIMES: dict[str, Any] = {"ttl_seconds": TTL, "tool_loop_seconds": TOOL_LOOP}
 
 
 def memory_case() -> StoreCase:
     clock = Clock()
 
     def open_store(sliding: bool = True) -> PinStore:
-        return MemoryStore(ttl_seconds=TTL, sliding=sliding, timer=clock)
+        return MemoryStore(sliding=sliding, timer=clock, **TIMES)
 
-    return StoreCase(open_store, clock.wait, TTL)
+    return StoreCase(open_store, clock.wait, TTL, TOOL_LOOP)
 
 
 def directory_case(path: Path) -> StoreCase:
     clock = Clock()
 
     def open_store(sliding: bool = True) -> PinStore:
-        return DirectoryStore(path / "pins", ttl_seconds=TTL, sliding=sliding, clock=clock)
+        return DirectoryStore(path / "pins", sliding=sliding, clock=clock, **TIMES)
 
-    return StoreCase(open_store, clock.wait, TTL)
+    return StoreCase(open_store, clock.wait, TTL, TOOL_LOOP)
 
 
 def redis_case(client: Redis | RedisCluster, client_or_url: Redis | RedisCluster | str) -> StoreCase:
     prefix = f"{uuid4()}:"
 
     def open_store(sliding: bool = True) -> PinStore:
-        return RedisStore(client_or_url, ttl_seconds=TTL, sliding=sliding, prefix=prefix)
+        return RedisStore(client_or_url, sliding=sliding, prefix=prefix, **TIMES)
 
     async def wait(seconds: float) -> None:
         async for name in client.scan_iter(f"{prefix}*"):  # what has less than that left is deleted
             await client.pexpire(name, await client.pttl(name) - round(seconds * 1000))
 
-    return StoreCase(open_store, wait, TTL)
+    return StoreCase(open_store, wait, TTL, TOOL_LOOP)
 
 
 def sqlite_case(path: Path) -> StoreCase:
@@ -51,7 +53,7 @@ def sqlite_case(path: Path) -> StoreCase:
     stores: list[SQLiteStore] = []
 
     def open_store(sliding: bool = True) -> PinStore:
-        stores.append(SQLiteStore(path / "pins.db", ttl_seconds=TTL, sliding=sliding, clock=clock))
+        stores.append(SQLiteStore(path / "pins.db", sliding=sliding, clock=clock, **TIMES))
         return stores[-1]
 
     async def wait(seconds: float) -> None:
@@ -59,4 +61,4 @@ def sqlite_case(path: Path) -> StoreCase:
             await store.release(b"", b"")  # nothing, but uses that are not written yet are written before
         await clock.wait(seconds)
 
-    return StoreCase(open_store, wait, TTL)
+    return StoreCase(open_store, wait, TTL, TOOL_LOOP)
