@@ -164,6 +164,7 @@ class Answer(Opaque):
         if message["status"] // 100 != 2:
             self.stage = Stage.ENDING if exchange.has_turn else PASSING
             exchange.pin = None  # it is no use of it
+            exchange.unpinned = "status"
         elif self.look is None:
             self.stage = PASSING
         else:

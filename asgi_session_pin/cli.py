@@ -5,6 +5,7 @@ import asyncio
 import io
 import json
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -32,6 +33,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     serve = commands.add_parser("serve", help="pin sessions in front of a gateway: a reverse proxy with the middleware")
     serve_options = _add_serve_options(serve)
     probe = _add_probe(commands)
+    explain = commands.add_parser(
+        "explain",
+        help="say what becomes of a saved request, and which setting changes that",
+        description="Puts a saved request through the middleware, twice in its session, and says step by step what "
+        "becomes of it, and which settings change that. Exits with 0 if it is pinned, with 1 if not.",
+    )
+    explain.add_argument(
+        "request", metavar="REQUEST", help="a file: a curl line, a HAR file, or a request as it is sent; - for stdin"
+    )
+    explain.add_argument("answer", metavar="ANSWER", nargs="?", help="a file: its answer, as `curl -i` shows it")
+    explain.add_argument("--config", metavar="FILE", help="a YAML file; without it the defaults hold")
     chosen = parser.parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks "→" shows "?"
@@ -40,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return serve_gateway(serve_options, chosen)
         if chosen.command == "probe":
             return probe_gateway(probe, chosen)
+        if chosen.command == "explain":
+            return explain_request(explain, chosen)
         if chosen.command == "check":
             return check_file(chosen.file, show_all=chosen.all, connect=chosen.connect)
         if chosen.command == "schema":
@@ -136,6 +150,26 @@ def probe_gateway(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -
     names = list(dict.fromkeys(chosen.models))
     printed = {"as_json": chosen.json, "verbose": chosen.verbose}
     return asyncio.run(run_probe(target, names, **printed, file=chosen.output, overwrites=chosen.overwrite))
+
+
+def explain_request(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> int:
+    """Say what becomes of a saved request, and return the exit code."""
+    from .config import Config, ConfigError
+    from .explain import Explanation, read_answer, read_file, read_request
+
+    try:
+        config = Config.load(chosen.config)
+        request, answer = read_request(read_file(chosen.request))
+        if chosen.answer is not None:
+            answer = read_answer(read_file(chosen.answer))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except ValueError as error:
+        parser.error(str(error))
+    explanation = Explanation(config, request, answer)
+    print(explanation.text(min(100, shutil.get_terminal_size().columns)))
+    return 0 if explanation.is_pinned else 1
 
 
 def _name(text: str) -> str:

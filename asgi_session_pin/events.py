@@ -55,6 +55,8 @@ class PinEvent(msgspec.Struct, frozen=True, gc=False):
       itself is at fault), `refused`, `unproven`, `no-access`, `unavailable`, or `late`, after output had gone out.
       With the status `reroute` it is why the request was routed again.
     - `changes`: how the session's pin changed, in order; `Cause` has the words.
+    - `unpinned`: why a routed answer pinned nothing: `status` (no 2xx), `error`, `fallback` (the gateway's own),
+      `unless` (a rule of `decisions.unless`), `unread`, `no-model`, `unusable-model` or `refused-model`; else None.
     - `drift`: whether the answer names another model than the one that made the pin. While there are listeners every
       answer is looked at for it, otherwise one in a hundred.
     - `key`: the digest under which the pin is kept, in hex; None where it was not made. Never the session's id.
@@ -79,6 +81,7 @@ class PinEvent(msgspec.Struct, frozen=True, gc=False):
     waited_seconds: float = 0.0
     store_calls: tuple[StoreCall, ...] = ()
     tokens: Tokens | None = None
+    unpinned: str | None = None
 
     @property
     def store_seconds(self) -> float:

@@ -61,6 +61,7 @@ class Exchange(Opaque):
     used: float = 0.0  # when the pin was, on the timer
     verdict: str | None = None  # of a failure of the pinned model
     has_drifted: bool = False
+    unpinned: str | None = None  # why its answer made no pin
     is_fallback: bool = False  # the gateway says that another model than the pinned one answered
     began: float | None = None  # on the timer, if somebody listens
     first_byte_seconds: float | None = None
@@ -184,4 +185,5 @@ class Exchange(Opaque):
             0.0 if slot is None else slot.waited_seconds,
             () if slot is None else slot.calls,
             None if self.usage is None else self.usage.read(),
+            self.unpinned if self.pin is None and self.status in (b"miss", b"reroute") else None,
         )

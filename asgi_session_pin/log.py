@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 
 import msgspec
 
@@ -33,9 +33,16 @@ class Warnings:
 
     def once(self, subject: Hashable, message: str, *arguments: object) -> None:
         """Log a warning, if this is the first one about *subject*."""
+        self._tell(logging.WARNING, subject, message, arguments)
+
+    def notice(self, subject: Hashable, message: str, *arguments: object) -> None:
+        """Do as `once`, for what may be right as it is."""
+        self._tell(logging.INFO, subject, message, arguments)
+
+    def _tell(self, level: int, subject: Hashable, message: str, arguments: Iterable[object]) -> None:
         if subject not in self._subjects and len(self._subjects) < _MAX_SUBJECTS:
             self._subjects.add(subject)
-            logger.warning(message, *(each[:MAX_SHOWN] if isinstance(each, str) else each for each in arguments))
+            logger.log(level, message, *(each[:MAX_SHOWN] if isinstance(each, str) else each for each in arguments))
 
     def failed(self, what: str) -> None:
         """Log something that is not ours and raised, just now: with its traceback, once a minute at most."""

@@ -1,5 +1,6 @@
 """SessionPinMiddleware: which requests are ours, and the life of what they share."""
 
+import logging
 import math
 import os
 import re
@@ -20,7 +21,8 @@ from .events import Listener, Tracing
 from .exchange import Exchange
 from .handle import handle, handle_observed
 from .hold_timer import HoldTimer
-from .log import Warnings
+from .log import Warnings, logger
+from .notices import Notices
 from .pins.health import Health
 from .pins.table import PinTable
 from .request.buffers import Buffers
@@ -82,6 +84,9 @@ class SessionPinMiddleware:
         self._endpoint = lru_cache(maxsize=256)(self._find_endpoint)
         opened = open_store(settings, source_name(config), clock) if store is None else store
         self.runtime = make_runtime(app, settings, self._sessions, opened, listeners, clock)
+        sources = settings.sessions.sources if session_id is None else ("session_id=",)
+        self._notices = Notices(sources, self._sessions.id_headers, self.runtime.warn)
+        self._heed_log_level()
         if type(opened) is not MemoryStore:
             _warn_of_guessable_ids(settings, self.runtime.warn)
         elif store is None:
@@ -97,12 +102,17 @@ class SessionPinMiddleware:
                     return await PinnedSocket(exchange).run()
                 if exchange is not None:
                     return await (handle_observed(exchange) if self._is_observed() else handle(exchange))
+                if self._notices.debugs:
+                    self._notices.sessionless(scope)
                 scope[SCOPE_KEY] = None
                 try:
                     return await self.app(scope, receive, send)
                 finally:
                     scope.pop(SCOPE_KEY, None)
+            if endpoint is None and self._notices.watches:
+                self._notices.stray(scope, is_ignored=self._match(scope["path"]) is not None)
         elif kind == "lifespan":
+            self._heed_log_level()
             send = self._closing(send)
         await self.app(scope, receive, send)
         return None
@@ -121,6 +131,7 @@ class SessionPinMiddleware:
         picked = self._headers.pick(headers)
         session_id = self._sessions.find_id(picked) if self._call_session_id is None else self._ask_for_id(scope)
         if session_id is None and not self._sessions.reads_bodies and CONTROL_HEADERS.isdisjoint(picked):
+            self._notices.mistyped(headers)
             self._signs.pick(headers)  # learns their names
             return None
         unusual = (
@@ -159,10 +170,20 @@ class SessionPinMiddleware:
             self._sessions.key(self._sessions.use(session_id), self._headers.pick(pairs), model)
         )
 
+    def _heed_log_level(self) -> None:
+        """Tell of each request from now on, if the log is at DEBUG."""
+        if logger.isEnabledFor(logging.DEBUG) and not self._notices.debugs:
+            self._notices.debugs = True
+            self.runtime.listeners.append(self._notices.listen)
+
     def _find_endpoint(self, path: str) -> Endpoint | None:
+        endpoint = self._match(path)
+        return None if endpoint is None or endpoint.kind == "ignore" else endpoint
+
+    def _match(self, path: str) -> Endpoint | None:
         for pattern, endpoint in self._endpoints:
             if pattern.match(path) or (path.endswith("/") and pattern.match(path[:-1])):
-                return None if endpoint.kind == "ignore" else endpoint
+                return endpoint
         return None
 
     def _closing(self, send: Send) -> Send:

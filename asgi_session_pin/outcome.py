@@ -32,6 +32,7 @@ async def record_choice(exchange: Exchange, reader: Reader) -> None:
     exchange.learns = False
     slot = exchange.place()
     pin = _chosen(exchange, reader)
+    exchange.unpinned = _why_unpinned(exchange, reader) if pin is None else None
     if pin is None and (reader.failed or exchange.runtime.rules.decides_nothing(reader.headers)):
         return pins.pass_turn(slot)
     if pin is None:
@@ -59,12 +60,26 @@ def _chosen(exchange: Exchange, reader: Reader) -> Pin | None:
         model = found.model
         if model == exchange.asked and runtime.rules.hides_choices(reader.headers):
             _warn_of_hidden_choices(exchange)
+        elif found.name == exchange.asked and runtime.is_routed is None and not exchange.decides:
+            _tell_of_an_echo(exchange)
     if runtime.health.has_refused and runtime.health.is_refused(exchange.credential, model):
         return None
     now = runtime.pins.now()
     if exchange.decides:
         return Pin(model, now, remember(reader.members))
     return Pin(model, now, decision, None if found is None or found.model in (None, exchange.asked) else found)
+
+
+def _why_unpinned(exchange: Exchange, reader: Reader) -> str:
+    """Return why an answer chooses no model, as `PinEvent.unpinned` has it."""
+    if reader.failed:
+        return "error"
+    rules = exchange.runtime.rules
+    if rules.decides_nothing(reader.headers):
+        return "fallback" if rules.is_fallback(reader.headers) else "unless"
+    if reader.found is None:
+        return "no-model" if reader.unread is None else "unread"
+    return "unusable-model" if reader.found.model is None else "refused-model"
 
 
 def put_pin(exchange: Exchange, pin: Pin, members: Members) -> Members | None:
@@ -227,6 +242,15 @@ def _warn_of_hidden_choices(exchange: Exchange) -> None:
         "LiteLLM hides the model that it chose: the pin is the name that was asked for, which pins nothing; "
         'add "header:x-litellm-model-name" to the front of decisions.sources, and decisions.aliases from its '
         "values back to the names of your model groups",
+    )
+
+
+def _tell_of_an_echo(exchange: Exchange) -> None:
+    exchange.runtime.warn.notice(
+        "echo",
+        "an answer names the very model that was asked for, %r, so its pin changes nothing: right for a model's own "
+        "name; if a router decides for it, its answers have to name the choice (decisions.sources)",
+        exchange.asked,
     )
 
 
