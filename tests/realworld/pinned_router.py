@@ -16,10 +16,10 @@ RECIPES = HERE.parent.parent / "examples" / "recipes"
 class PinnedRouter:
     """Where to ask, and what was asked for there."""
 
-    def __init__(self, url: str, provider: httpx.Client) -> None:
+    def __init__(self, url: str, provider_url: str, provider: httpx.Client) -> None:
         self.url = url
+        self.provider_url = provider_url
         self._provider = provider
-        self.provider_url = str(provider.base_url).rstrip("/")
 
     def take_requests(self) -> list[dict[str, Any]]:
         """Return the requests that reached the provider since the last look."""
@@ -38,4 +38,4 @@ def pinned_router(folder: Path, recipe: str, base: str = "") -> Iterator[PinnedR
             serve_command(folder, *command, ready="/-/session-pin/healthz") as url,
             httpx.Client(base_url=upstream, trust_env=False) as client,
         ):
-            yield PinnedRouter(url, client)
+            yield PinnedRouter(url, upstream + base, client)

@@ -4,14 +4,13 @@
 
 - The router looks at the last message alone, as many do: `large` if the user says HARD, else `small`. The result of a
   tool says nothing, so a session that began on `large` falls to `small` there.
-- Below `/http` it has no websocket.
+- Below `/http` it refuses websockets, as an app that has none, and remembers that somebody tried.
 - A user who says `CALL tool {"its": "arguments"}` makes the model call that tool, if the request offers it.
 """
 
 import json
 import re
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -79,12 +78,18 @@ async def converse(websocket: WebSocket) -> None:
             await websocket.send_json(event)
 
 
+async def refuse(websocket: WebSocket) -> None:
+    """Refuse a websocket as Starlette does that knows of none."""
+    requests.append({"served": None, "body": {}, "headers": dict(websocket.headers), "transport": "refused"})
+    await websocket.close()
+
+
 def take(body: dict[str, Any], prompt: str, connection: HTTPConnection) -> str:
     """Remember a request; return the model that serves it."""
     model: str = body["model"]
     if model == ROUTED:
         model = LARGE if "HARD" in prompt else SMALL
-    way = {"headers": dict(connection.headers), "transport": connection.scope["type"], "at": time.time()}
+    way = {"headers": dict(connection.headers), "transport": connection.scope["type"]}
     requests.append({"served": model, "body": body, **way})
     return model
 
@@ -122,6 +127,7 @@ app = Starlette(
         Route("/requests", tell_requests, methods=["GET", "DELETE"]),
         *(Route(base + path, serve, methods=["POST"]) for path in APIS for base in ("", "/http")),
         WebSocketRoute("/v1/responses", converse),
+        WebSocketRoute("/http/v1/responses", refuse),
     ]
 )
 
