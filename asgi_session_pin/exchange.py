@@ -133,6 +133,10 @@ class Exchange(Opaque):
         """Tell whether a pin is over for this request: by the client, or since the gateway refuses its name."""
         return self.resets or (self.runtime.health.has_refused and self._is_refused(pin.model))
 
+    def may_end(self, pin: Pin) -> bool:
+        """Tell whether a pin that holds may be over for this request."""
+        return not pin.by_operator and (self.is_void(pin) or pin.model in self.runtime.steering.retired)
+
     def _is_refused(self, model: str) -> bool:
         """Tell whether a name was refused that never served: one that has stays in use where it is pinned."""
         health, credential = self.runtime.health, self.credential

@@ -50,7 +50,8 @@ async def handle(exchange: Exchange) -> None:
         found = None if runtime.find is None else runtime.find(exchange.key)
         exchange.used = runtime.timer()
         pin = found if isinstance(found, Pin) else None
-        if pin is None or ((exchange.resets or runtime.health.has_refused) and exchange.is_void(pin)):
+        may_end = exchange.resets or runtime.health.has_refused or runtime.steering.retired
+        if pin is None or (may_end and exchange.may_end(pin)):
             is_absent = found is None and runtime.find is not None
             pin = await find_or_lead(exchange, members, hold=exchange.hold, is_absent=is_absent)
         if exchange.decides:
@@ -81,7 +82,7 @@ async def handle(exchange: Exchange) -> None:
 async def _read(exchange: Exchange) -> tuple[Members, bytes] | None:
     """Read what a request asks for, and its body; None: it is not to be pinned, and was passed on."""
     runtime = exchange.runtime
-    if exchange.unusual or not exchange.session_id:
+    if exchange.unusual or not exchange.session_id or runtime.steering.is_paused:
         passing = _pass_unread(exchange)
         if passing is not None:
             await passing
@@ -233,6 +234,7 @@ async def find_or_lead(
     *is_absent* it is known that there is no pin now.
     """
     slot = exchange.place()
+    exchange.runtime.steering.watch()
     slot.hold, slot.resets = hold, exchange.resets
     pin = await exchange.runtime.pins.find_or_lead(slot, partial(ends_by, exchange, members), is_absent=is_absent)
     exchange.used = exchange.runtime.timer()
@@ -256,6 +258,9 @@ def _pass_unread(exchange: Exchange) -> Awaitable[None] | None:
     control = picked.get(b"x-session-pin", b"").strip().lower()
     if control == b"off":
         return _pass_on(exchange, b"off", None, exchange.receive)
+    if runtime.steering.is_paused:
+        runtime.steering.watch()
+        return _pass_on(exchange, b"off", b"paused", exchange.receive)
     if exchange.session_id == b"":
         return _ignore(exchange, b"invalid-session-id", exchange.receive)
     exchange.resets = control == b"reset"

@@ -17,6 +17,8 @@ def ends_by(exchange: Exchange, members: Members, pin: Pin, overdue: float | Non
     """
     runtime = exchange.runtime
     routing = runtime.config.routing
+    if pin.by_operator and overdue is None:
+        return None
     if exchange.is_void(pin):
         return "reset" if exchange.resets else "refused"
     cause: Cause | None = None
@@ -24,7 +26,7 @@ def ends_by(exchange: Exchange, members: Members, pin: Pin, overdue: float | Non
         if overdue >= routing.tool_loop_seconds:
             return "lapsed"
         cause = "lapsed"
-    elif runtime.rules.is_retired(pin.model):
+    elif runtime.rules.is_retired(pin.model) or pin.model in runtime.steering.retired:
         cause = "retired"
     elif runtime.pins.now() - pin.created > runtime.max_age:
         cause = "lapsed"

@@ -5,7 +5,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +24,7 @@ from .hold_timer import HoldTimer
 from .log import Warnings, logger
 from .notices import Notices
 from .pins.health import Health
+from .pins.steering import Steering
 from .pins.table import PinTable
 from .request.buffers import Buffers
 from .request.scope import CONTROL_HEADERS, HEADER_NAMES, SCOPE_KEY, SIGV4, UNUSUAL_HEADERS
@@ -35,7 +36,7 @@ from .stores import MemoryStore, PinStore, make_resilient, open_store
 from .websocket import PinnedSocket
 from .wire.headers import HeaderPicker, NameMemory, without
 
-_SERVERS = {"uvicorn", "gunicorn", "hypercorn", "granian", "fastapi"}
+SERVERS = {"uvicorn", "gunicorn", "hypercorn", "granian", "fastapi"}
 _MAX_LAYERS = 100  # of a stack that could go round in a circle
 _STORE_FAILED = "the pin store failed; requests go on with the pins that this process knows"
 
@@ -155,6 +156,7 @@ class SessionPinMiddleware:
 
     async def aclose(self) -> None:
         """Close the store, also one that was given as *store*. Lifespan does it, but never reaches inside a `Mount`."""
+        self.runtime.steering.close()
         await self.runtime.pins.aclose()
 
     async def forget(
@@ -165,10 +167,18 @@ class SessionPinMiddleware:
         *headers* are those of the session's requests that `sessions.partition_by` names (the client's credential), and
         *model* is the model that they ask for. Raises what the store raises.
         """
+        is_gone = await self.runtime.pins.forget(self.key_of(session_id, headers, model))
+        if is_gone:
+            self.runtime.tell_change("forgotten")
+        return is_gone
+
+    def key_of(self, session_id: str, headers: Mapping[str, str] | None, model: str | None) -> bytes:
+        """Return the key under which a session's pin is kept; the arguments are those of `forget`.
+
+        Raises ValueError for what no request could have.
+        """
         pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in (headers or {}).items()]
-        return await self.runtime.pins.forget(
-            self._sessions.key(self._sessions.use(session_id), self._headers.pick(pairs), model)
-        )
+        return self._sessions.key(self._sessions.use(session_id), self._headers.pick(pairs), model)
 
     def _heed_log_level(self) -> None:
         """Tell of each request from now on, if the log is at DEBUG."""
@@ -232,7 +242,7 @@ def make_runtime(
     listening = list(listeners)
     # What may end a pin before it lapses has its own way in `handle`.
     ends_early = routing.release != "never" or routing.retired_models or routing.session_max_age_seconds is not None
-    return Runtime(
+    runtime = Runtime(
         app=app,
         config=config,
         sessions=sessions,
@@ -245,6 +255,8 @@ def make_runtime(
         remembered=RememberedDecisions(routing.session_ttl_seconds, clock, pins.now),
         hold_timer=HoldTimer(),
         warn=warn,
+        steering=Steering(store, warn),
+        store=store,
         listeners=listening,
         tracing=_find_tracing(),
         timer=clock,
@@ -253,6 +265,9 @@ def make_runtime(
         max_request_bytes=config.limits.max_request_bytes,
         nothing_to_heed=NameMemory(),
     )
+    if type(store) is MemoryStore:
+        store.on_evict = partial(runtime.tell_change, "evicted")
+    return runtime
 
 
 def _find_tracing() -> Tracing | None:
@@ -291,11 +306,11 @@ def _warn_of_workers(warn: Warnings) -> None:
         )
 
 
-def count_workers(command: list[str], environment: str) -> int:
+def count_workers(command: list[str], environment: str, servers: Set[str] = SERVERS) -> int:
     """Return how many workers a server's command line or the variable WEB_CONCURRENCY asks for."""
     counts = [environment]
     program = Path(command[0]) if command else Path()
-    if program.name in _SERVERS or (program.name == "__main__.py" and program.parent.name in _SERVERS):
+    if program.name in servers or (program.name == "__main__.py" and program.parent.name in servers):
         words = re.sub(r"(?:^|(?<= ))-w(?=\d)|=", " -w ", " ".join(command[1:])).split()
         counts += [value for option, value in pairwise(words) if option in ("--workers", "-w")]
     return max([1, *(int(count) for count in counts if count.isdecimal())])

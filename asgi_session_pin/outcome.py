@@ -62,6 +62,8 @@ def _chosen(exchange: Exchange, reader: Reader) -> Pin | None:
             _warn_of_hidden_choices(exchange)
         elif found.name == exchange.asked and runtime.is_routed is None and not exchange.decides:
             _tell_of_an_echo(exchange)
+    if model in runtime.steering.retired:
+        return None
     if runtime.health.has_refused and runtime.health.is_refused(exchange.credential, model):
         return None
     now = runtime.pins.now()

@@ -34,12 +34,14 @@ class Pin(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     - `created`: when it was chosen, in seconds of the wall clock.
     - `decision`: the JSON object by which a decision endpoint stated it, if it did.
     - `answered`: what the response that made it named, to compare later ones with; None if it tells nothing.
+    - `by_operator`: whether an operator set it: then it stays until it is deleted or lapses.
     """
 
     model: str
     created: float
     decision: bytes | None = None
     answered: NamedModel | None = None
+    by_operator: bool = False
 
     def encode(self) -> bytes:
         """Return the pin as bytes (MessagePack), for a store to keep; equal pins give equal bytes."""
@@ -68,4 +70,5 @@ def is_pin(value: object) -> TypeGuard[Pin]:
         and is_model_name(value.model) is not None
         and (value.decision is None or type(value.decision) is bytes)
         and (value.answered is None or type(value.answered) is NamedModel)
+        and type(value.by_operator) is bool
     )

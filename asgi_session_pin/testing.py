@@ -7,7 +7,8 @@
         await check(StoreCase(open=MyStore, wait=asyncio.sleep, ttl_seconds=1))
 
 Each check is given fresh, empty data. `LAPSED_CHECKS` are for stores that keep lapsed pins for a tool loop,
-`SHARED_CHECKS` for stores that several processes share, `CLAIM_CHECKS` for those of them that have `claim` and
+`SHARED_CHECKS` for stores that several processes share,
+`OPERATOR_CHECKS` for those that operators can list, `CLAIM_CHECKS` for those of them that have `claim` and
 `release`.
 """
 
@@ -16,9 +17,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from .pin import NamedModel, Pin
-from .stores.base import ClaimingStore, Lapsed, PinStore
+from .stores.base import ClaimingStore, Entry, Lapsed, OperableStore, PinStore
 
-__all__ = ["CHECKS", "CLAIM_CHECKS", "LAPSED_CHECKS", "SHARED_CHECKS", "StoreCase"]
+__all__ = ["CHECKS", "CLAIM_CHECKS", "LAPSED_CHECKS", "OPERATOR_CHECKS", "SHARED_CHECKS", "StoreCase"]
 
 
 @dataclass(frozen=True)
@@ -271,6 +272,62 @@ async def claims_and_pins_leave_each_other_alone(case: StoreCase) -> None:
     await store.aclose()
 
 
+async def operators_see_the_pins_that_hold(case: StoreCase) -> None:
+    store = _operable(case)
+    for number in range(25):
+        await store.add(bytes([number]) * 16, A)
+    assert sorted(entry.key[0] for entry in await _list(store, 10)) == list(range(25))
+    assert {entry.pin for entry in await _list(store, 1000)} == {A}
+    assert await store.count() == 25
+    await store.discard(bytes(16), A)
+    assert sorted(entry.key[0] for entry in await _list(store, 10)) == list(range(1, 25))
+    assert await store.count() == 24
+    await store.aclose()
+
+
+async def operators_see_how_long_a_pin_was_idle_and_renew_nothing(case: StoreCase) -> None:
+    store = _operable(case)
+    await store.add(KEY, B)
+    await case.wait(case.ttl_seconds * 0.6)
+    for entry in [await store.peek(KEY), *await _list(store, 10)]:
+        assert entry is not None
+        assert (entry.key, entry.pin) == (KEY, B)
+        assert 0.5 < entry.idle_seconds / case.ttl_seconds < 0.7
+    await case.wait(case.ttl_seconds * 0.6)
+    assert await store.peek(KEY) is None
+    assert await _list(store, 10) == []
+    assert await store.count() == 0
+    assert await store.peek(OTHER_KEY) is None
+    await store.aclose()
+
+
+async def a_note_is_replaced_by_who_knows_it(case: StoreCase) -> None:
+    store = _operable(case)
+    assert await store.read_note() is None
+    assert await store.replace_note(b"other", b"one") is False
+    assert await store.replace_note(None, b"one") is True
+    assert await store.replace_note(None, b"two") is False
+    assert await store.replace_note(b"one", b"two") is True
+    await case.wait(case.ttl_seconds * 100)
+    assert await store.read_note() == b"two"
+    assert await _list(store, 10) == []
+    await store.aclose()
+
+
+async def _list(store: OperableStore, limit: int) -> list[Entry]:
+    found, after = await store.scan(None, limit)
+    while after is not None:
+        entries, after = await store.scan(after, limit)
+        found = found + entries
+    return found
+
+
+def _operable(case: StoreCase) -> OperableStore:
+    store = case.open()
+    assert isinstance(store, OperableStore)
+    return store
+
+
 def _claiming(case: StoreCase) -> ClaimingStore:
     store = case.open()
     assert isinstance(store, ClaimingStore), f"{store!r} lacks claim or release"
@@ -314,3 +371,8 @@ CLAIM_CHECKS: tuple[Check, ...] = (
     claims_and_pins_leave_each_other_alone,
 )
 """What a store has to do that also gives claims."""
+OPERATOR_CHECKS: list[Check] = [
+    operators_see_the_pins_that_hold,
+    operators_see_how_long_a_pin_was_idle_and_renew_nothing,
+    a_note_is_replaced_by_who_knows_it,
+]

@@ -202,6 +202,9 @@ class PinnedSocket:
             return None
         if find_string(members, ("type",)) != "response.create" or not asks_for_response(members):
             return None
+        if runtime.steering.is_paused:
+            runtime.steering.watch()
+            return None
         exchange = self._open(members)
         if exchange is None:
             return None

@@ -6,16 +6,21 @@ import hmac
 import os
 import re
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..log import logger
 from ..middleware import SessionPinMiddleware
 from ..request.scope import inner_path
+from ..stores import OperableStore
 from ..wire.headers import Headers
+from .answers import error
+from .api import API
 from .event_stream import EventStream
 from .page import make_page
 
@@ -24,6 +29,9 @@ if TYPE_CHECKING:
 
 WORKER_HEADER = "x-session-pin-worker"  # whose events they are
 MOST_READERS = 16  # of events
+_COUNT_SECONDS = 15.0  # between two counts of the pins, or so many times what one took
+_COUNT_SHARE = 50
+_COUNT_PATIENCE = 5.0
 _READY_SECONDS = 1.0  # for which an answer of the store's is good
 
 # Nothing of an answer is for a browser to run, to show inside of another page, or to keep.
@@ -74,10 +82,20 @@ class AdminApp:
         self.metrics = _open_metrics() if settings.token is not None and settings.metrics else None
         if self.metrics is not None:
             self._runtime.listeners.append(self.metrics.count)
+            self._runtime.change_listeners.append(self.metrics.count_change)
+        self._api = api = API(middleware)
+        self._pins_again = 0.0
         self._routes = [
             Route(re.compile("/healthz"), {"GET": self._health}, is_open=True),
             Route(re.compile("/readyz"), {"GET": self._readiness}, is_open=True),
             Route(re.compile("/api/events"), {"GET": self._events}),
+            _api_route(api, "pins", GET=api.list_pins),
+            _api_route(api, "pins/([0-9a-f]{32})", GET=api.get_pin, PUT=api.put_pin, DELETE=api.delete_pin),
+            _api_route(api, "lookup", POST=api.look_up),
+            _api_route(api, "models", GET=api.list_models),
+            _api_route(api, "retired", GET=api.list_retired),
+            _api_route(api, "retired/(.+)", PUT=api.retire, DELETE=api.restore),
+            _api_route(api, "pause", GET=api.get_pause, PUT=api.pause, DELETE=api.resume),
         ]
         if settings.token is not None:  # which the page asks for
             self._routes.append(Route(re.compile("/?"), {"GET": self._page}, is_open=True))
@@ -101,6 +119,7 @@ class AdminApp:
 
     def close(self) -> None:
         """Let other processes see what was counted here."""
+        self._api.close()
         if self.metrics is not None:
             self.metrics.flush()
 
@@ -154,7 +173,18 @@ class AdminApp:
         if self.metrics is None:
             return error(501, "Metrics need asgi-session-pin[metrics] to be installed.", "not_installed")
         self.metrics.flush()
+        await self._count_pins(self.metrics)
         return Response(await asyncio.to_thread(self.metrics.text), headers={"content-type": self.metrics.content_type})
+
+    async def _count_pins(self, metrics: "Metrics") -> None:
+        """Count the pins, now and then; where that fails, what was counted last is told."""
+        store, now = self._runtime.store, self._runtime.timer()
+        if isinstance(store, OperableStore) and now >= self._pins_again:
+            with suppress(Exception):
+                async with asyncio.timeout(_COUNT_PATIENCE):
+                    metrics.pins = await store.count()
+            took = self._runtime.timer() - now
+            self._pins_again = now + max(_COUNT_SECONDS, _COUNT_SHARE * took)
 
     async def _events(self, request: Request) -> Response:
         if self._readers >= MOST_READERS:
@@ -185,9 +215,9 @@ class _EventResponse(Response):
         await self._watch(receive, send, self.raw_headers)
 
 
-def error(status: int, message: str, code: str) -> Response:
-    """Return an error as JSON."""
-    return JSONResponse({"error": {"message": message, "code": code}}, status)
+def _api_route(api: API, path: str, **handlers: Handler) -> Route:
+    answers: dict[str, Handler] = {method: partial(api.answer, handle) for method, handle in handlers.items()}
+    return Route(re.compile(f"/api/{path}", re.DOTALL), answers)
 
 
 def _open_metrics() -> "Metrics | None":

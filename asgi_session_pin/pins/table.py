@@ -17,6 +17,7 @@ from .turns import MAX_REMEMBERED, Turn, Turns
 EndsBy = Callable[[Pin, float | None], Cause | None]
 """Returns by what a pin that was found ends at a request, or None; of one that lapsed, with the seconds since then."""
 
+_MOST_TRIES = 20  # to replace a pin that others replace too
 LONGEST_LEASE_SECONDS = 30  # a process that dies while it leads holds the others up for no longer
 
 
@@ -142,6 +143,17 @@ class PinTable:
                 self._shared.void(key)
             raise
 
+    async def put(self, key: bytes, pin: Pin) -> None:
+        """Put a pin in the place of any other, and tell those that wait. Raises what the store raises."""
+        for _ in range(_MOST_TRIES):
+            found = await self._store.get(key)
+            if found is not None:
+                self._unpinned[key] = other = found.value if isinstance(found, Lapsed) else found
+                await self._store.discard(key, other)
+            if await self._store.add(key, pin) == pin:
+                return self._turns.chosen(key, pin)
+        raise TimeoutError("others were faster each time")
+
     async def does_store_answer(self) -> bool:
         """Tell whether the store does, within its time."""
         try:
@@ -231,6 +243,8 @@ class PinTable:
         return pin
 
     async def _unpin(self, slot: Slot, pin: Pin, cause: Cause, until: float | None) -> None:
+        if pin.by_operator:
+            return
         try:
             if await slot.timed("discard", self._discard(slot, pin, until)):
                 slot.changed(cause)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TypedDict
 
 from ..config import Config, ConfigError
-from .base import ClaimingStore, Lapsed, PinStore
+from .base import ClaimingStore, Entry, Lapsed, OperableStore, Page, PinStore
 from .local_copy import LocalCopy
 from .memory import MemoryStore
 from .resilient import ResilientStore
@@ -13,9 +13,12 @@ from .trial import ListingStore, try_store
 
 __all__ = [
     "ClaimingStore",
+    "Entry",
     "Lapsed",
     "ListingStore",
     "MemoryStore",
+    "OperableStore",
+    "Page",
     "PinStore",
     "ResilientStore",
     "make_resilient",

@@ -15,6 +15,7 @@ _peek = Cache.__getitem__  # which is no use of the entry
 class _Entry(msgspec.Struct, Generic[ValueT], gc=False):
     value: ValueT
     expires: float  # on the timer
+    place: int = 0  # in the list of keys
 
 
 class ExpiringLRU(Generic[ValueT]):
@@ -23,10 +24,19 @@ class ExpiringLRU(Generic[ValueT]):
     What has lapsed is told as `Lapsed` for *kept_seconds*, and goes first where there is no room. After that it leaves
     when it is found. No call has to do with more than a few entries: cachetools' TTLCache would stop the event loop for
     all that lapsed meanwhile.
+
+    *on_evict* is called for each value that holds and has to go, since there is no room.
     """
 
     def __init__(
-        self, max_entries: int, *, ttl_seconds: float, sliding: bool, kept_seconds: float, timer: Callable[[], float]
+        self,
+        max_entries: int,
+        *,
+        ttl_seconds: float,
+        sliding: bool,
+        kept_seconds: float,
+        timer: Callable[[], float],
+        on_evict: Callable[[], None] = lambda: None,
     ) -> None:
         if max_entries < 1:
             raise ValueError(f"max_entries: found {max_entries!r}, expected at least 1")
@@ -37,6 +47,10 @@ class ExpiringLRU(Generic[ValueT]):
         self._ttl = ttl_seconds
         self._kept = kept_seconds
         self._timer = timer
+        self._on_evict = on_evict
+        # So that a listing can go on where it was, whatever was used meanwhile. The last one takes the place of one
+        # that goes: going through it from its end tells of each key that stays at least once.
+        self._keys: list[bytes] = []
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -72,32 +86,75 @@ class ExpiringLRU(Generic[ValueT]):
     def put(self, key: bytes, value: ValueT, age: float = 0) -> None:
         """Put *value* in, in the place of any other; *age* is how many seconds of its time are over."""
         now = self._timer()
+        entries = self._entries
+        if key in entries:
+            place = _peek(entries, key).place
+        else:
+            if len(entries) >= entries.maxsize:
+                self._make_room(now)
+            place = len(self._keys)
+            self._keys.append(key)
         if self._by_expiry is not None:
-            if key not in self._entries and len(self._entries) >= self._entries.maxsize:
-                self._make_room(self._by_expiry, now)
             self._by_expiry[key] = None
             self._by_expiry.move_to_end(key)
-        self._entries[key] = _Entry(value, now + self._ttl - age)
+        entries[key] = _Entry(value, now + self._ttl - age, place)
 
     def drop(self, key: bytes) -> None:
         """Forget the value of *key*, if there is one."""
-        self._entries.pop(key, None)
-        if self._by_expiry is not None:
-            self._by_expiry.pop(key, None)
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self._forget(key, entry)
 
     def clear(self) -> None:
         """Forget all."""
         self._entries.clear()
+        self._keys.clear()
         if self._by_expiry is not None:
             self._by_expiry.clear()
 
-    def _make_room(self, by_expiry: OrderedDict[bytes, None], now: float) -> None:
-        first = next(iter(by_expiry))
-        if _peek(self._entries, first).expires <= now:
-            del self._entries[first]
+    def list_held(self, before: int | None, number: int) -> tuple[list[tuple[bytes, ValueT, float]], int]:
+        """Look at so many keys, *before* a place or from the end.
+
+        Return those whose value holds, with the value and the seconds that it has left, and before which place it goes
+        on: 0 at the end.
+        """
+        end = len(self._keys) if before is None else min(before, len(self._keys))
+        start = max(0, end - number)
+        now = self._timer()
+        found = []
+        for key in reversed(self._keys[start:end]):
+            entry = _peek(self._entries, key)
+            if entry.expires > now:
+                found.append((key, entry.value, entry.expires - now))
+        return found, start
+
+    def find_held(self, key: bytes) -> tuple[bytes, ValueT, float] | None:
+        """Return the value of *key* as it is listed, if it holds, which is no use of it."""
+        if key not in self._entries:
+            return None
+        entry = _peek(self._entries, key)
+        left = entry.expires - self._timer()
+        return (key, entry.value, left) if left > 0 else None
+
+    def _make_room(self, now: float) -> None:
+        """Let go of what has lapsed first, else of the least recently used."""
+        key = None if self._by_expiry is None else next(iter(self._by_expiry))
+        if key is not None and _peek(self._entries, key).expires <= now:
+            entry = self._entries.pop(key)
         else:
-            first, _ = self._entries.popitem()
-        del by_expiry[first]
+            key, entry = self._entries.popitem()
+        self._forget(key, entry)
+        if entry.expires > now:
+            self._on_evict()
+
+    def _forget(self, key: bytes, entry: _Entry[ValueT]) -> None:
+        """Take what has gone out of the other orders, too."""
+        last = self._keys.pop()
+        if last is not key and last != key:
+            self._keys[entry.place] = last
+            _peek(self._entries, last).place = entry.place
+        if self._by_expiry is not None:
+            del self._by_expiry[key]
 
     def _find_lapsed(self, key: bytes, entry: _Entry[ValueT], now: float) -> Lapsed[ValueT] | None:
         overdue = now - entry.expires

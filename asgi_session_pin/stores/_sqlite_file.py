@@ -27,6 +27,7 @@ _READER_BUSY_SECONDS = 0.01  # a read waits for nobody but one who mends the fil
 # `expires` says when a pin lapses, `used` which one goes first when there is no room and none has. Triggers count
 # the pins: COUNT(*) would read the whole table. Rows are small, so they live in the index of their key: WITHOUT ROWID.
 _BY_EXPIRY = "CREATE INDEX IF NOT EXISTS pins_by_expiry ON pins (expires)"
+_NOTE = "CREATE TABLE IF NOT EXISTS note (id INTEGER PRIMARY KEY CHECK (id = 1), content BLOB NOT NULL)"
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS pins"
     " (key BLOB PRIMARY KEY, pin BLOB NOT NULL, used REAL NOT NULL, expires REAL NOT NULL) WITHOUT ROWID",
@@ -39,6 +40,7 @@ _SCHEMA = (
     "INSERT INTO pin_count SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM pin_count)",
     "CREATE TRIGGER IF NOT EXISTS pin_added AFTER INSERT ON pins BEGIN UPDATE pin_count SET number = number + 1; END",
     "CREATE TRIGGER IF NOT EXISTS pin_removed AFTER DELETE ON pins BEGIN UPDATE pin_count SET number = number - 1; END",
+    _NOTE,
     f"PRAGMA application_id = {_APPLICATION_ID}",
     f"PRAGMA user_version = {_VERSION}",
 )
@@ -95,6 +97,11 @@ class SQLiteFile:
         It is one transaction: while another process writes it is called again, and in the end raises.
         """
         return await asyncio.wrap_future(self._call(partial(self._on_writer, job)))
+
+    async def look(self, statement: str, parameters: tuple[object, ...]) -> list[Any]:
+        """Return the rows that *statement* finds, which may take a while: on a thread, with a connection of its own."""
+        await self.write(_nothing)  # there may be no file yet
+        return await asyncio.to_thread(_look, self.path, statement, parameters)
 
     def postpone(self, key: bytes, statement: str, parameters: tuple[object, ...]) -> None:
         """Write soon, unless a write for *key* is postponed already, or too many are; nobody is told how it went."""
@@ -162,6 +169,11 @@ class SQLiteFile:
             self._writer = None
 
 
+def _look(path: Path, statement: str, parameters: tuple[object, ...]) -> list[Any]:
+    with contextlib.closing(_connect(path, "rw", _READER_BUSY_SECONDS)) as connection:
+        return connection.execute(statement, parameters).fetchall()
+
+
 def _nothing(writer: sqlite3.Connection) -> None:
     """Only open the file."""
 
@@ -214,7 +226,8 @@ def _open_file(path: Path) -> tuple[sqlite3.Connection, sqlite3.Connection]:
                 writer.execute("BEGIN IMMEDIATE")
                 for statement in _SCHEMA:  # another process may have been faster
                     writer.execute(statement)
-        writer.execute(_BY_EXPIRY)  # the first files had none
+        for statement in (_BY_EXPIRY, _NOTE):  # the first files had none
+            writer.execute(statement)
         writer.execute("PRAGMA journal_mode = WAL")  # reads go on beside a write; it is kept in the file
         # A power cut may take the last writes, which are then decided again; the file stays whole. FULL would wait for
         # the disk at each write.

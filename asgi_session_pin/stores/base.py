@@ -18,6 +18,25 @@ class Lapsed(NamedTuple, Generic[ValueT]):
     overdue_seconds: float
 
 
+class Entry(NamedTuple):
+    """A pin that holds, as it is listed.
+
+    - `key`, `pin`: as they were added.
+    - `idle_seconds`: since its last use, as far as the store writes that down.
+    """
+
+    key: bytes
+    pin: Pin
+    idle_seconds: float
+
+
+class Page(NamedTuple):
+    """Some of the pins that hold, and where the listing goes on; None: that was the end."""
+
+    entries: list[Entry]
+    after: str | None
+
+
 class PinStore(Protocol):
     """Keeps pins by key. Keys are opaque: 16 bytes, a digest.
 
@@ -75,4 +94,37 @@ class ClaimingStore(PinStore, Protocol):
 
     async def release(self, key: bytes, token: bytes) -> None:
         """Give a claim back, atomically, if *token* is its owner's; else do nothing."""
+        ...
+
+
+@runtime_checkable
+class OperableStore(PinStore, Protocol):
+    """A store whose pins operators can list, and that keeps a note of theirs for all processes.
+
+    A store that lacks these methods is fine: then there is no list of its pins, and nothing can be retired or paused.
+    No method is a use of a pin, none tells of what has lapsed, and none holds the event loop for long.
+    """
+
+    async def peek(self, key: bytes) -> Entry | None:
+        """Return the pin of *key*, if it holds."""
+        ...
+
+    async def scan(self, after: str | None, limit: int) -> Page:
+        """Return about *limit* pins, at most, from where an earlier page says, or from the beginning.
+
+        Going on until `after` is None tells of each pin that is there all the while at least once. Raises ValueError
+        for an *after* that no page has.
+        """
+        ...
+
+    async def count(self) -> int:
+        """Return how many pins hold. It may take a while."""
+        ...
+
+    async def read_note(self) -> bytes | None:
+        """Return the note, if there is one. It never lapses."""
+        ...
+
+    async def replace_note(self, old: bytes | None, new: bytes) -> bool:
+        """Put *new* in the place of the note if that still is *old*, atomically; tell whether it was."""
         ...

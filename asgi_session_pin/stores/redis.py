@@ -1,17 +1,20 @@
 """Pins in Redis or Valkey, for any number of processes and hosts. Needs `pip install asgi-session-pin[redis]`."""
 
+import asyncio
 import contextlib
 import math
+import re
 from binascii import hexlify
 from inspect import iscoroutinefunction
 from typing import Any
 
+from redis.asyncio import RedisCluster
 from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
 from ..log import logger
 from ..pin import Pin
 from ._redis_client import Client, Execute, OwnClient
-from .base import Lapsed
+from .base import Entry, Lapsed, Page
 
 # The scripts are sent by EVAL, not EVALSHA: a server that was restarted or failed over has no scripts, their text is
 # short, and the difference can't be measured.
@@ -60,10 +63,33 @@ local is_other_type = type(held) == 'table' and held.err and held.err:find('WRON
 if held ~= ARGV[1] and not is_other_type then return 0 end
 return with_code(redis.pcall('DEL', KEYS[1]))"""
 
+# Looks at about as many keys as ARGV[3]; returns where it goes on, how many hold, and with ARGV[5] each of them: its
+# name, its value and the milliseconds that it has left.
+_SCAN = """
+local found = redis.call('SCAN', ARGV[1], 'MATCH', ARGV[2], 'COUNT', ARGV[3])
+local entries, number = {}, 0
+for _, name in ipairs(found[2]) do
+  local left = redis.call('PTTL', name)
+  if left > tonumber(ARGV[4]) then
+    number = number + 1
+    local value = ARGV[5] == '1' and redis.pcall('GET', name)
+    if type(value) == 'string' then entries[#entries + 1] = {name, value, left} end
+  end
+end
+return {found[1], number, entries}"""
+
+# Returns 1 if the note was what it is thought to be ('' for none) and is another one now.
+_REPLACE_NOTE = f"""{_WITH_CODE}
+if (redis.pcall('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
+local set = redis.pcall('SET', KEYS[1], ARGV[2])
+return set.ok and 1 or with_code(set)"""
+
 # In the name of each key: a version of this package whose pins or claims mean something else has another number, so
 # that two of them can share a server while a fleet is upgraded.
 _VERSION = 1
 
+_MOST_AT_ONCE = 200  # keys that are looked at together
+_glob_special = re.compile(rb"[*?\[\]\\]")
 _FAILURES = (RedisError, RedisClusterException)  # which is no RedisError
 
 
@@ -112,6 +138,9 @@ class RedisStore:
         self._sliding = sliding
         self._pins = f"{prefix}{_VERSION}:".encode()
         self._claims = self._pins + b"claim:"
+        self._note = self._pins + b"note"
+        is_cluster_url = isinstance(client_or_url, str) and client_or_url.partition("://")[0].endswith("+cluster")
+        self._is_cluster = is_cluster_url or isinstance(client_or_url, RedisCluster)
         self._told = False
 
     def __repr__(self) -> str:
@@ -159,6 +188,54 @@ class RedisStore:
     async def release(self, key: bytes, token: bytes) -> None:
         """Give a claim back; see `ClaimingStore.release`."""
         await self._delete(_name(self._claims, key), token)
+
+    async def peek(self, key: bytes) -> Entry | None:
+        """Return the pin of *key*, if it holds; see `OperableStore.peek`."""
+        name = _name(self._pins, key)
+        left, data = await asyncio.gather(self._ask("PTTL", name), self._held("GET", name))
+        return self._entry(name, data, left) if data and left > self._kept else None
+
+    async def scan(self, after: str | None, limit: int) -> Page:
+        """Return some pins; see `OperableStore.scan`. In a Cluster there is no list."""
+        if after is not None and not after.isdecimal():
+            raise ValueError("no place of a listing")
+        after, _, found = await self._scan(after or "0", min(limit, _MOST_AT_ONCE), with_entries=True)
+        entries = [entry for each in found if (entry := self._entry(*each)) is not None]
+        return Page(entries, after)
+
+    async def count(self) -> int:
+        """Return how many pins hold; see `OperableStore.count`. In a Cluster nobody counts."""
+        total = 0
+        after: str | None = "0"
+        while after is not None:
+            after, number, _ = await self._scan(after, _MOST_AT_ONCE, with_entries=False)
+            total += number
+        return total
+
+    async def read_note(self) -> bytes | None:
+        """Return the note; see `OperableStore.read_note`."""
+        note: bytes | None = await self._ask("GET", self._note)
+        return note
+
+    async def replace_note(self, old: bytes | None, new: bytes) -> bool:
+        """Replace the note if it is *old*; see `OperableStore.replace_note`."""
+        replaced: int = await self._ask("EVAL", _REPLACE_NOTE, 1, self._note, old or b"", new)
+        return replaced == 1
+
+    async def _scan(self, after: str, number: int, *, with_entries: bool) -> tuple[str | None, int, list[Any]]:
+        if self._is_cluster:
+            raise NotImplementedError
+        pattern = _glob_special.sub(rb"\\\g<0>", self._pins) + b"{*"
+        command = ("EVAL", _SCAN, 0, after, pattern, number, self._kept, int(with_entries))
+        place, held, entries = await self._ask(*command)
+        return (None if place == b"0" else place.decode()), held, entries
+
+    def _entry(self, name: bytes, data: bytes, left: int) -> Entry | None:
+        try:
+            key, pin = bytes.fromhex(name[len(self._pins) + 1 : -1].decode()), Pin.decode(data)
+        except ValueError:  # no pin of ours: whoever asks for it deletes it
+            return None
+        return Entry(key, pin, max(0.0, (self._ttl - left) / 1000))
 
     async def aclose(self) -> None:
         """Close the connections that the store made itself. It opens new ones when it is used."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..log import logger
 from ..pin import Pin
 from ._sqlite_file import SQLiteFile
-from .base import Lapsed
+from .base import Entry, Lapsed, Page
 
 # A column's type binds nobody who writes to the file, and text may not even be UTF-8.
 _IS_SOUND = "typeof(pin) = 'blob' AND typeof(used) = 'real' AND typeof(expires) = 'real'"
@@ -47,6 +47,12 @@ DELETE FROM pins WHERE key IN (SELECT key FROM pins WHERE key <> :key ORDER BY u
 _REMOVE_CLAIMS = """
 DELETE FROM claims WHERE key IN (SELECT key FROM claims WHERE expires <= :now ORDER BY expires LIMIT :batch)
 """
+
+_SCAN = f"SELECT key, pin, used FROM pins WHERE key > ? AND expires > ? AND {_IS_SOUND} ORDER BY key LIMIT ?"  # noqa: S608
+_COUNT = "SELECT count(*) FROM pins WHERE expires > ?"
+_READ_NOTE = "SELECT content FROM note"
+_FIRST_NOTE = "INSERT INTO note VALUES (1, ?) ON CONFLICT DO NOTHING"
+_REPLACE_NOTE = "UPDATE note SET content = ? WHERE content = ?"
 
 _BATCH = 20  # rows that a write removes at most by each of these, so that none takes long, whatever has piled up
 _RENEWED_PART = 0.1  # of the time to live: a use is written if the last written one is so long ago
@@ -132,6 +138,39 @@ class SQLiteStore:
     async def release(self, key: bytes, token: bytes) -> None:
         """Give a claim back; see `ClaimingStore.release`."""
         await self._file.write(partial(_change, _RELEASE, (key, token)))
+
+    async def peek(self, key: bytes) -> Entry | None:
+        """Return the pin of *key*, if it holds; see `OperableStore.peek`."""
+        row = await self._file.read(_GET, (key,))
+        if row is None or row[2] <= self._clock():
+            return None
+        return self._entry(key, row[0], row[1])
+
+    async def scan(self, after: str | None, limit: int) -> Page:
+        """Return some pins, in the order of their keys; see `OperableStore.scan`."""
+        rows = await self._file.look(_SCAN, (bytes.fromhex(after or ""), self._clock(), limit))
+        entries = [entry for row in rows if (entry := self._entry(*row)) is not None]
+        return Page(entries, rows[-1][0].hex() if len(rows) == limit else None)
+
+    async def count(self) -> int:
+        """Return how many pins hold; see `OperableStore.count`."""
+        [(number,)] = await self._file.look(_COUNT, (self._clock(),))
+        return int(number)
+
+    async def read_note(self) -> bytes | None:
+        """Return the note; see `OperableStore.read_note`."""
+        row = await self._file.read(_READ_NOTE, ())
+        return None if row is None else bytes(row[0])
+
+    async def replace_note(self, old: bytes | None, new: bytes) -> bool:
+        """Replace the note if it is *old*; see `OperableStore.replace_note`."""
+        if old is None:
+            return await self._file.write(partial(_change, _FIRST_NOTE, (new,)))
+        return await self._file.write(partial(_change, _REPLACE_NOTE, (new, old)))
+
+    def _entry(self, key: bytes, data: bytes | None, used: float) -> Entry | None:
+        pin = self._decode(data)
+        return None if pin is None else Entry(key, pin, max(0.0, self._clock() - used))
 
     async def aclose(self) -> None:
         """Write what is queued and close the file."""

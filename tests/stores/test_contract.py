@@ -5,7 +5,18 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis, RedisCluster
 
-from asgi_session_pin.testing import CHECKS, CLAIM_CHECKS, KEY, LAPSED_CHECKS, SHARED_CHECKS, A, B, Check
+from asgi_session_pin.stores import OperableStore
+from asgi_session_pin.testing import (
+    CHECKS,
+    CLAIM_CHECKS,
+    KEY,
+    LAPSED_CHECKS,
+    OPERATOR_CHECKS,
+    SHARED_CHECKS,
+    A,
+    B,
+    Check,
+)
 from cases import directory_case, memory_case, redis_case, sqlite_case
 from redis_servers import Cluster, RedisServer, Sentinels
 
@@ -59,3 +70,42 @@ async def test_the_redis_store_keeps_the_contract_in_a_cluster(check: Check, sha
 @every_check_of_shared_stores
 async def test_the_sqlite_store_keeps_the_contract(check: Check, tmp_path: Path) -> None:
     await check(sqlite_case(tmp_path))
+
+
+every_check_for_operators = pytest.mark.parametrize("check", OPERATOR_CHECKS, ids=name_of)
+
+
+@every_check_for_operators
+async def test_operators_see_what_is_in_memory(check: Check) -> None:
+    await check(memory_case())
+
+
+@every_check_for_operators
+async def test_operators_see_what_is_in_a_file(check: Check, tmp_path: Path) -> None:
+    await check(sqlite_case(tmp_path))
+
+
+@every_check_for_operators
+async def test_operators_see_what_is_in_redis(check: Check, shared_redis: RedisServer) -> None:
+    async with Redis.from_url(shared_redis.url) as client:
+        await check(redis_case(client, shared_redis.url))
+
+
+async def test_a_cluster_has_a_note_and_no_list(shared_cluster: Cluster) -> None:
+    async with RedisCluster(host="127.0.0.1", port=shared_cluster.masters[0].port) as client:
+        store = redis_case(client, client).open()
+        assert isinstance(store, OperableStore)
+        assert await store.replace_note(None, b"one")
+        assert await store.read_note() == b"one"
+        with pytest.raises(NotImplementedError):
+            await store.scan(None, 10)
+        with pytest.raises(NotImplementedError):
+            await store.count()
+
+
+async def test_a_place_that_no_listing_has_is_refused(tmp_path: Path) -> None:
+    for store in (memory_case().open(), sqlite_case(tmp_path).open()):
+        assert isinstance(store, OperableStore)
+        with pytest.raises(ValueError, match=r"no place|fromhex"):
+            await store.scan("x", 10)
+        await store.aclose()

@@ -50,7 +50,7 @@ async def test_only_keys_pins_tokens_and_times_are_kept(path: Path) -> None:
         assert list(connection.execute("SELECT * FROM pins")) == [(KEY, B.encode(), 1000.0, 1010.0)]
         assert list(connection.execute("SELECT * FROM claims")) == [(KEY, b"token", 1005.0)]
         names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        assert names == {"pins", "claims", "pin_count"}
+        assert names == {"pins", "claims", "pin_count", "note"}
     await store.aclose()
 
 

@@ -43,7 +43,9 @@ def redis_case(client: Redis | RedisCluster, client_or_url: Redis | RedisCluster
 
     async def wait(seconds: float) -> None:
         async for name in client.scan_iter(f"{prefix}*"):  # what has less than that left is deleted
-            await client.pexpire(name, await client.pttl(name) - round(seconds * 1000))
+            left = await client.pttl(name)
+            if left >= 0:  # a note has no end
+                await client.pexpire(name, left - round(seconds * 1000))
 
     return StoreCase(open_store, wait, TTL, TOOL_LOOP)
 

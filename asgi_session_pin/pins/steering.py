@@ -1,0 +1,128 @@
+"""What operators say of all pins, in all processes: which models are retired, and whether pinning is paused."""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+
+from ..log import Warnings
+from ..stores import MemoryStore, OperableStore, PinStore
+
+READ_SECONDS = 0.5  # between two looks at the note: all processes follow within a second
+_PATIENCE_SECONDS = 2.0  # with the store, for which no request waits
+_MOST_TRIES = 20  # to change a note that others change too
+MOST_RETIRED = 1_000
+
+
+class Note(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What operators said.
+
+    - `generation`: how many changes there were.
+    - `retired`: names of models, sorted.
+    - `is_paused`: whether no pin is read or written.
+    """
+
+    generation: int = 0
+    retired: tuple[str, ...] = ()
+    is_paused: bool = False
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Note).decode
+_FAILED = "the operators' note in the pin store can't be read; what it said last holds"
+
+
+class Steering:
+    """Follows the note in *store*, and changes it.
+
+    It is read in the background, never on a request's way: `watch` begins with it. In an outage, and where the store
+    has lost it, what it said last holds. For one event loop at a time.
+    """
+
+    def __init__(self, store: PinStore, warn: Warnings) -> None:
+        self._store = store if isinstance(store, OperableStore) else None
+        self._is_local = type(store) is MemoryStore
+        self._warn = warn
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._note = Note()
+        self.is_paused = False
+        """Whether no pin is read or written."""
+        self.retired: frozenset[str] = frozenset()
+        """Names of models: pins on them are decided afresh, and they are no decision."""
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether the store keeps a note."""
+        return self._store is not None
+
+    def watch(self) -> None:
+        """Read the note now and then, from now on."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop and self._store is not None and not self._is_local:
+            self._loop = loop
+            self._begin(loop)
+
+    def close(self) -> None:
+        """Read it no more."""
+        if self._loop is not None and self._loop is asyncio.get_running_loop():
+            if self._timer is not None:
+                self._timer.cancel()
+            if self._reading is not None:
+                self._reading.cancel()
+        self._loop = None
+
+    async def read(self) -> None:
+        """Look at the note. Raises what the store raises."""
+        store = self._store
+        assert store is not None
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            content = await store.read_note()
+            if content is not None:
+                self._follow(_decode(content))
+            elif self._note.generation:  # the store has lost it
+                await store.replace_note(None, _encode(self._note))
+
+    async def retire(self, model: str, is_retired: bool) -> None:
+        """Retire a model, or take it back. Raises ValueError if there are too many, else what the store raises."""
+
+        def change(note: Note) -> Note:
+            names = set(note.retired) | {model} if is_retired else set(note.retired) - {model}
+            if len(names) > MOST_RETIRED:
+                raise ValueError(f"there are {MOST_RETIRED} retired models already")
+            return Note(note.generation + 1, tuple(sorted(names)), note.is_paused)
+
+        await self._change(change)
+
+    async def pause(self, is_paused: bool) -> None:
+        """Pause pinning, or go on. Raises what the store raises."""
+        await self._change(lambda note: Note(note.generation + 1, note.retired, is_paused))
+
+    async def _change(self, change: Callable[[Note], Note]) -> None:
+        store = self._store
+        assert store is not None
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            for _ in range(_MOST_TRIES):
+                content = await store.read_note()
+                note = change(self._note if content is None else _decode(content))
+                if await store.replace_note(content, _encode(note)):
+                    return self._follow(note)
+        raise TimeoutError
+
+    def _follow(self, note: Note) -> None:
+        self._note = note
+        self.is_paused = note.is_paused
+        self.retired = frozenset(note.retired)
+
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        if loop is self._loop:
+            self._reading = loop.create_task(self._read_again(loop))
+
+    async def _read_again(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            await self.read()
+        except Exception:
+            self._warn.failed(_FAILED)
+        self._timer = loop.call_later(READ_SECONDS, partial(self._begin, loop))
