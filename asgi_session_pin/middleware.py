@@ -76,7 +76,11 @@ class SessionPinMiddleware:
         if store is not None:
             check_store(store)
         self.app = app
-        self._sessions = SessionReader(settings.sessions, settings.sessions.sources if session_id is None else ())
+        self._sessions = SessionReader(
+            settings.sessions,
+            settings.sessions.sources if session_id is None else (),
+            tells_tenants=settings.limits.max_pins_per_credential is not None,
+        )
         self._call_session_id = session_id
         self._headers = HeaderPicker(HEADER_NAMES | self._sessions.header_names)
         self._signs = HeaderPicker(CONTROL_HEADERS | self._sessions.id_headers)  # without any there is nothing to do

@@ -8,6 +8,9 @@ from typing import NamedTuple, TypeGuard
 
 import msgspec
 
+TENANT_BYTES = 6
+"""So much of a key tells whose pin it is, where that is to be told (`limits.max_pins_per_credential`)."""
+
 is_model_name = re.compile(r"[\x21-\x7e]{1,256}").fullmatch
 """Matches what can be sent as a model and shown in a header: visible ASCII of a usual length."""
 

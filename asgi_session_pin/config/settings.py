@@ -285,12 +285,15 @@ class Limits(_Section, frozen=True):
       Beyond it requests stream through unpinned, and none waits for a decision. What comes in one piece counts only
       while it waits.
     - `body_seconds`: a request body that is not whole so long after its first piece streams through unpinned.
+    - `max_pins_per_credential`: of the in-process table (`memory://`), for all who send the same headers of
+      `sessions.partition_by`; their own least recently used pin goes first. None: `session_max_entries` alone bounds.
     """
 
     max_request_bytes: Bytes = 33_554_432
     max_inspected_response_bytes: Bytes = 8_388_608
     max_buffered_bytes: Bytes = 268_435_456
     body_seconds: Seconds = 30
+    max_pins_per_credential: Count | None = None
 
 
 class Config(_Section, frozen=True):

@@ -9,6 +9,7 @@ import msgspec
 
 from ..config import Sessions
 from ..config.settings import FINGERPRINT
+from ..pin import TENANT_BYTES
 from ..wire.json import NULL, Members, decode_model, find_string
 from .fingerprint import fingerprint
 
@@ -48,9 +49,12 @@ _LONGEST_PLACEHOLDER = max(map(len, _PLACEHOLDERS))
 
 
 class SessionReader:
-    """Reads the session out of a request's headers and body."""
+    """Reads the session out of a request's headers and body.
 
-    def __init__(self, config: Sessions, sources: Iterable[str]) -> None:
+    With *tells_tenants* a key begins with a digest of the credential alone, by which a store can tell whose it is.
+    """
+
+    def __init__(self, config: Sessions, sources: Iterable[str], *, tells_tenants: bool = False) -> None:
         names = [part for source in sources for part in PRESETS.get(source, (source,))]
         self._takes_fingerprints = FINGERPRINT in names
         self._named = [(name, *_read_source(name)) for name in names if name != FINGERPRINT]
@@ -61,6 +65,7 @@ class SessionReader:
         self.reads_bodies = self._takes_fingerprints or any(path for _, path in self._sources)
         self.id_headers = frozenset(name for name, path in self._sources if not path)
         self.header_names = self._partition | self.id_headers
+        self._tells_tenants = tells_tenants
         secret = (config.secret or "").encode(errors="surrogatepass")
         self._digest = hashlib.blake2b(digest_size=16, key=hashlib.blake2b(secret).digest() if secret else b"")
 
@@ -134,7 +139,11 @@ class SessionReader:
             parts[2:] = chain.from_iterable(pairs)
         digest = self._digest.copy()
         digest.update(_encode(parts))
-        return digest.digest()
+        if not self._tells_tenants:
+            return digest.digest()
+        tenant = self._digest.copy()
+        tenant.update(_encode(parts[2:]))
+        return tenant.digest()[:TENANT_BYTES] + digest.digest()[TENANT_BYTES:]
 
 
 def _is_placeholder(session_id: bytes) -> bool:

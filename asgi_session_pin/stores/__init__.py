@@ -34,6 +34,10 @@ def open_store(config: Config, source: str = "configuration", timer: Callable[[]
     *timer* tells the seconds of this process's own table.
     """
     url, routing, times = config.store.url, config.routing, _times(config)
+    most = config.limits.max_pins_per_credential
+    if most is not None and config.store.is_shared:
+        fault = f"limits.max_pins_per_credential: found {most}, expected null: only memory:// knows whose a pin is"
+        raise ConfigError(source, [fault])
     try:
         if config.store.is_redis:
             from .redis import RedisStore
@@ -48,7 +52,7 @@ def open_store(config: Config, source: str = "configuration", timer: Callable[[]
         raise ConfigError(source, [fault]) from None
     except ValueError as error:
         raise ConfigError(source, [f"store.url: {error}"]) from None
-    return MemoryStore(max_entries=routing.session_max_entries, timer=timer, **times)
+    return MemoryStore(max_entries=routing.session_max_entries, max_per_tenant=most, timer=timer, **times)
 
 
 def make_resilient(store: PinStore, config: Config, timer: Callable[[], float]) -> ResilientStore | None:

@@ -4,18 +4,12 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic
 
-import msgspec
 from cachetools import Cache, LRUCache
 
+from ._tenants import Entry, OwnedEntry, TenantLRU
 from .base import Lapsed, ValueT
 
 _peek = Cache.__getitem__  # which is no use of the entry
-
-
-class _Entry(msgspec.Struct, Generic[ValueT], gc=False):
-    value: ValueT
-    expires: float  # on the timer
-    place: int = 0  # in the list of keys
 
 
 class ExpiringLRU(Generic[ValueT]):
@@ -25,7 +19,8 @@ class ExpiringLRU(Generic[ValueT]):
     when it is found. No call has to do with more than a few entries: cachetools' TTLCache would stop the event loop for
     all that lapsed meanwhile.
 
-    *on_evict* is called for each value that holds and has to go, since there is no room.
+    With *max_per_tenant* a tenant has so many at most, and its own least recently used one goes first. *on_evict* is
+    called for each value that holds and has to go, since there is no room.
     """
 
     def __init__(
@@ -36,12 +31,18 @@ class ExpiringLRU(Generic[ValueT]):
         sliding: bool,
         kept_seconds: float,
         timer: Callable[[], float],
+        max_per_tenant: int | None = None,
         on_evict: Callable[[], None] = lambda: None,
     ) -> None:
         if max_entries < 1:
             raise ValueError(f"max_entries: found {max_entries!r}, expected at least 1")
-        # Not a subclass: Python is faster where a method sees one class only.
-        self._entries: LRUCache[bytes, _Entry[ValueT]] = LRUCache(max_entries)
+        self._tenants: TenantLRU[ValueT] | None = None if max_per_tenant is None else TenantLRU(max_entries)
+        self._max_per_tenant = max_per_tenant or 0
+        self._open_entry: type[Entry[ValueT]] = Entry if self._tenants is None else OwnedEntry
+        # Not a subclass, if it can be: Python is faster where a method sees one class only.
+        self._entries: LRUCache[bytes, Entry[ValueT]] = (
+            LRUCache(max_entries) if self._tenants is None else self._tenants
+        )
         # Where a use starts no time again, the least recently used is not the first to lapse: in the order of expiry.
         self._by_expiry: OrderedDict[bytes, None] | None = None if sliding else OrderedDict()
         self._ttl = ttl_seconds
@@ -90,14 +91,17 @@ class ExpiringLRU(Generic[ValueT]):
         if key in entries:
             place = _peek(entries, key).place
         else:
-            if len(entries) >= entries.maxsize:
+            surplus = None if self._tenants is None else self._tenants.surplus(key, self._max_per_tenant)
+            if surplus is not None:
+                self._evict(surplus, entries.pop(surplus), now)
+            elif len(entries) >= entries.maxsize:
                 self._make_room(now)
             place = len(self._keys)
             self._keys.append(key)
         if self._by_expiry is not None:
             self._by_expiry[key] = None
             self._by_expiry.move_to_end(key)
-        entries[key] = _Entry(value, now + self._ttl - age, place)
+        entries[key] = self._open_entry(value, now + self._ttl - age, place)
 
     def drop(self, key: bytes) -> None:
         """Forget the value of *key*, if there is one."""
@@ -143,11 +147,15 @@ class ExpiringLRU(Generic[ValueT]):
             entry = self._entries.pop(key)
         else:
             key, entry = self._entries.popitem()
+        self._evict(key, entry, now)
+
+    def _evict(self, key: bytes, entry: Entry[ValueT], now: float) -> None:
+        """Take note that an entry had to go."""
         self._forget(key, entry)
         if entry.expires > now:
             self._on_evict()
 
-    def _forget(self, key: bytes, entry: _Entry[ValueT]) -> None:
+    def _forget(self, key: bytes, entry: Entry[ValueT]) -> None:
         """Take what has gone out of the other orders, too."""
         last = self._keys.pop()
         if last is not key and last != key:
@@ -156,7 +164,7 @@ class ExpiringLRU(Generic[ValueT]):
         if self._by_expiry is not None:
             del self._by_expiry[key]
 
-    def _find_lapsed(self, key: bytes, entry: _Entry[ValueT], now: float) -> Lapsed[ValueT] | None:
+    def _find_lapsed(self, key: bytes, entry: Entry[ValueT], now: float) -> Lapsed[ValueT] | None:
         overdue = now - entry.expires
         if overdue < self._kept:
             return Lapsed(entry.value, overdue)

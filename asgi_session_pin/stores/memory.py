@@ -18,6 +18,9 @@ class MemoryStore:
     A pin lapses *ttl_seconds* after its last use, or after its decision if *sliding* is False, and is kept for
     *tool_loop_seconds* more. The expiry stands in the entry and is looked at when the entry is: no sweep ever stops the
     event loop. Not for several threads. Raises ValueError if *max_entries* is less than 1.
+
+    With *max_per_tenant*, keys that begin with the same `TENANT_BYTES` are of one tenant. It has so many pins at most,
+    and its own least recently used one goes first.
     """
 
     def __init__(
@@ -27,6 +30,7 @@ class MemoryStore:
         sliding: bool = True,
         tool_loop_seconds: float = 3600,
         max_entries: int = 10_000,
+        max_per_tenant: int | None = None,
         timer: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ttl = ttl_seconds
@@ -38,6 +42,7 @@ class MemoryStore:
             ttl_seconds=ttl_seconds,
             sliding=sliding,
             kept_seconds=tool_loop_seconds,
+            max_per_tenant=max_per_tenant,
             timer=timer,
             on_evict=lambda: self.on_evict(),
         )
