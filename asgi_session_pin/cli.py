@@ -1,4 +1,4 @@
-"""The command line: `asgi-session-pin demo | check | schema | serve | probe`."""
+"""The command line: `asgi-session-pin demo | check | schema | serve | probe | explain | pins`."""
 
 import argparse
 import asyncio
@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     serve = commands.add_parser("serve", help="pin sessions in front of a gateway: a reverse proxy with the middleware")
     serve_options = _add_serve_options(serve)
     probe = _add_probe(commands)
+    pins = _add_pins(commands)
     explain = commands.add_parser(
         "explain",
         help="say what becomes of a saved request, and which setting changes that",
@@ -52,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return serve_gateway(serve_options, chosen)
         if chosen.command == "probe":
             return probe_gateway(probe, chosen)
+        if chosen.command == "pins":
+            return steer_pins(pins, chosen)
         if chosen.command == "explain":
             return explain_request(explain, chosen)
         if chosen.command == "check":
@@ -150,6 +153,35 @@ def probe_gateway(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -
     names = list(dict.fromkeys(chosen.models))
     printed = {"as_json": chosen.json, "verbose": chosen.verbose}
     return asyncio.run(run_probe(target, names, **printed, file=chosen.output, overwrites=chosen.overwrite))
+
+
+def _add_pins(commands: Any) -> argparse.ArgumentParser:
+    pins: argparse.ArgumentParser = commands.add_parser(
+        "pins",
+        help="list the pins of SQLite or Redis, drop one, or lead all off a model",
+        description="Lists the pins that a shared store holds, or changes them, without a server: what it says holds "
+        "in all processes within a second. Nothing of it is a use of a pin.",
+    )
+    pins.add_argument("--config", metavar="FILE", required=True, help="the YAML file, for its section store")
+    does = pins.add_mutually_exclusive_group()
+    does.add_argument("--model", metavar="NAME", help="list those on this model alone")
+    does.add_argument("--drop", metavar="KEY", help="give a pin up: the session is routed at its next request")
+    does.add_argument(
+        "--retire", metavar="NAME", help="lead sessions off a model where a switch is safe, and make no pin of it"
+    )
+    does.add_argument("--restore", metavar="NAME", help="take a model back")
+    return pins
+
+
+def steer_pins(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> int:
+    """List or change the pins of a store, and return the exit code."""
+    from .operate.pins import run_pins
+
+    changes = {"drop": chosen.drop, "retire": chosen.retire, "restore": chosen.restore}
+    try:
+        return run_pins(chosen.config, model=chosen.model, **changes)
+    except ValueError as error:
+        parser.error(f"argument --{error}")
 
 
 def explain_request(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> int:
