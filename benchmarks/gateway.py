@@ -4,9 +4,9 @@
 
 All proxies pass the same requests (1 KB) to the same upstream, which says prepared answers: one of 1 KB, or a stream of
 100 events. The bare ones do nothing else: an ASGI app over aiohttp on the server that `serve` runs on, Starlette over
-httpx on the same, and nginx where it is installed. The table has requests per second, the share of the bare aiohttp
-proxy's, and the processor's time that the proxy took for each: on a machine with other work that tells more. `hit` is
-`serve` with a session that has its pin.
+httpx on the same, and nginx where it is installed. Where granian is, `create_gateway` is on it, too. The table has
+requests per second, the share of the bare aiohttp proxy's, and the processor's time that the proxy took for each: on a
+machine with other work that tells more. `hit` is with a session that has its pin.
 
 Below it are milliseconds to the first byte of a stream, directly and through `serve` with one worker and with two:
 where the sockets of several workers hold small writes back (Nagle's algorithm), they take 40 ms more than one.
@@ -15,6 +15,7 @@ where the sockets of several workers hold small writes back (Nagle's algorithm),
 import argparse
 import asyncio
 import contextlib
+import importlib.util
 import os
 import platform
 import shutil
@@ -39,6 +40,7 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from asgi_session_pin.gateway import create_gateway
 from asgi_session_pin.gateway.server_protocol import ServerProtocol
 
 EVENT = b'data: {"model": "large", "choices": [{"delta": {"content": "x"}}]}\n\n'
@@ -147,6 +149,18 @@ http {{
     proxy_pass http://u; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; }} }}
 }}
 """
+
+
+def make_gateway() -> ASGIApp:
+    """Return the gateway, as granian's worker makes it."""
+    return create_gateway(os.environ["UPSTREAM"])
+
+
+def run_granian(upstream: str, port: int) -> None:
+    os.environ["UPSTREAM"] = upstream
+    server = importlib.import_module("granian.server").Server
+    quiet: Any = {"log_level": "error", "log_access": False}
+    server("gateway:make_gateway", port=port, interface="asgi", factory=True, **quiet).serve()
 
 
 def free_port() -> int:
@@ -262,6 +276,10 @@ def compare(upstream: str, arguments: argparse.Namespace) -> None:
         port = free_port()
         pid = stack.enter_context(running(port, *gateway(port, upstream)))
         contenders["serve"], contenders["serve, hit"] = (port, pid, b""), (port, pid, session)
+        if importlib.util.find_spec("granian"):
+            port = free_port()
+            pid = stack.enter_context(running(port, *role("granian", port, upstream)))
+            contenders["granian"], contenders["granian, hit"] = (port, pid, b""), (port, pid, session)
         if shutil.which("nginx"):
             port, folder = free_port(), stack.enter_context(tempfile.TemporaryDirectory())
             contenders["nginx"] = (port, stack.enter_context(running(port, *nginx(port, upstream, folder))), b"")
@@ -295,6 +313,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.role == "upstream":
         return asyncio.run(serve_upstream(arguments.port))
+    if arguments.role == "granian":
+        return run_granian(arguments.upstream, arguments.port)
     if arguments.role:
         app = {"aiohttp": bare_aiohttp, "starlette-httpx": starlette_httpx}[arguments.role](arguments.upstream)
         quiet: Any = {"log_level": "error", "access_log": False, "lifespan": "off"}
