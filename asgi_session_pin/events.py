@@ -92,6 +92,18 @@ class PinEvent(msgspec.Struct, frozen=True, gc=False):
 Listener = Callable[[PinEvent], None]
 
 
+class Counter(Protocol):
+    """What only counts requests, and needs no event for most of them."""
+
+    def count(self, event: PinEvent) -> None:
+        """Count a request. It is a listener."""
+        ...
+
+    def count_plain(self, endpoint: str, status: bytes, reason: bytes | None, model: str | None) -> None:
+        """Count a request of which an event would tell no more than this, as the headers of its answer do."""
+        ...
+
+
 class Tracing(Protocol):
     """What puts events onto spans: the module `operate.tracing`."""
 

@@ -163,9 +163,19 @@ class Exchange(Opaque):
 
     def tell_listeners(self) -> None:
         """Give the event of this request to each listener."""
-        event, runtime = self._event(), self.runtime
-        tracing = () if runtime.tracing is None else (runtime.tracing.set_attributes,)
-        for listener in (*runtime.listeners, *tracing):
+        runtime = self.runtime
+        listeners = runtime.listeners
+        for counter in runtime.counters:
+            if self.slot is None and self.usage is None and not self.has_drifted:  # a hit in this process, mostly
+                counter.count_plain(self.endpoint.path, self.status, self.reason, self.model)
+            else:
+                listeners = [*listeners, counter.count]
+        if runtime.tracing is not None and runtime.tracing.is_traced():
+            listeners = [*listeners, runtime.tracing.set_attributes]
+        if not listeners:
+            return
+        event = self._event()
+        for listener in tuple(listeners):
             try:
                 listener(event)
             except Exception:

@@ -29,7 +29,8 @@ HELD = (Stage.WAITING, Stage.HOLDING, Stage.FAILING, Stage.DROPPED)  # nothing o
 
 async def handle_observed(exchange: Exchange) -> None:
     """Do as `handle`, and tell the listeners."""
-    exchange.began = exchange.runtime.timer()
+    if exchange.runtime.listeners:
+        exchange.began = exchange.runtime.timer()
     if exchange.runtime.config.admin.tokens:
         exchange.count_tokens()
     try:

@@ -124,7 +124,9 @@ class SessionPinMiddleware:
 
     def _is_observed(self) -> bool:
         runtime = self.runtime
-        return bool(runtime.listeners) or (runtime.tracing is not None and runtime.tracing.is_traced())
+        return bool(runtime.listeners or runtime.counters) or (
+            runtime.tracing is not None and runtime.tracing.is_traced()
+        )
 
     def _open(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> Exchange | None:
         """Return the exchange that a request needs; None if it has no session, and nothing that is forged."""
@@ -262,6 +264,7 @@ def make_runtime(
         steering=Steering(store, warn),
         store=store,
         listeners=listening,
+        counters=[],
         tracing=_find_tracing(),
         timer=clock,
         max_age=math.inf if routing.session_max_age_seconds is None else routing.session_max_age_seconds,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from starlette.types import ASGIApp
 
 from .config import Config
-from .events import Cause, Listener, Tracing
+from .events import Cause, Counter, Listener, Tracing
 from .hold_timer import HoldTimer
 from .log import Warnings
 from .pin import Pin
@@ -41,6 +41,7 @@ class Runtime:
     steering: Steering
     store: PinStore  # itself, for operators; what a request needs of it `pins` has
     listeners: list[Listener]  # which come and go
+    counters: list[Counter]  # beside them
     tracing: Tracing | None  # where OpenTelemetry is installed
     timer: Callable[[], float]  # seconds
     max_age: float  # seconds of the wall clock after which a pin is decided afresh

@@ -81,7 +81,7 @@ class AdminApp:
         self._asks_store_again = 0.0
         self.metrics = _open_metrics() if settings.token is not None and settings.metrics else None
         if self.metrics is not None:
-            self._runtime.listeners.append(self.metrics.count)
+            self._runtime.counters.append(self.metrics)
             self._runtime.change_listeners.append(self.metrics.count_change)
         self._api = api = API(middleware)
         self._pins_again = 0.0

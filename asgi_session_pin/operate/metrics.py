@@ -25,7 +25,7 @@ _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _STORE_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 _WAIT_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
-_Plain = tuple[str, str, str | None, str | None, bool]
+_Plain = tuple[str, str | bytes, str | bytes | None, str | None]
 
 
 class Metrics(Collector):
@@ -80,14 +80,13 @@ class Metrics(Collector):
 
     def count(self, event: PinEvent) -> None:
         """Count a request."""
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop or not self._pending:
-            self._loop = loop
-            loop.call_later(COUNT_SECONDS, self.flush)
-        plain = event.endpoint, event.status, event.reason, event.model, event.pinned
-        self._pending[plain] = self._pending.get(plain, 0) + 1
+        self._count((event.endpoint, event.status, event.reason, event.model))
         if event.changes or event.store_calls or event.drift or event.waited_seconds or event.tokens:
             self._count_more(event)
+
+    def count_plain(self, endpoint: str, status: bytes, reason: bytes | None, model: str | None) -> None:
+        """Count a request of which there is no more to tell."""
+        self._count((endpoint, status, reason, model))
 
     def count_change(self, cause: Cause) -> None:
         """Count a change of a pin that no request made."""
@@ -96,10 +95,11 @@ class Metrics(Collector):
     def flush(self) -> None:
         """Let others see what was counted."""
         pending, self._pending = self._pending, {}
-        for (endpoint, status, reason, model, pinned), number in pending.items():
-            self._requests.labels(endpoint, status, reason or "").inc(number)
+        for (endpoint, status, reason, model), number in pending.items():
+            word = _text(status)
+            self._requests.labels(endpoint, word, _text(reason or "")).inc(number)
             if model is not None:
-                self._model_requests.labels(self._models.name(model), _word(pinned)).inc(number)
+                self._model_requests.labels(self._models.name(model), _word(word in ("hit", "wait"))).inc(number)
 
     def text(self) -> bytes:
         """Return the figures in Prometheus's text format. It may be called in a thread, after `flush`."""
@@ -119,6 +119,14 @@ class Metrics(Collector):
             if metric.name.startswith(_PREFIX):  # the folder may have those of the app, too
                 metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
                 yield metric
+
+    def _count(self, plain: _Plain) -> None:
+        pending = self._pending
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop or not pending:
+            self._loop = loop
+            loop.call_later(COUNT_SECONDS, self.flush)
+        pending[plain] = pending.get(plain, 0) + 1
 
     def _count_more(self, event: PinEvent) -> None:
         for cause in event.changes:
@@ -168,6 +176,10 @@ class _Models:
             os.link(draft, place)
         draft.unlink()  # to write to it again would be to write to the other one
         return place.read_text()
+
+
+def _text(word: str | bytes) -> str:
+    return word if isinstance(word, str) else word.decode()
 
 
 def _word(value: bool) -> str:
