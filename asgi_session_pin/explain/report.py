@@ -13,13 +13,12 @@ from ..config import Config, Endpoint
 from ..config.settings import FINGERPRINT
 from ..probe.places import names_in_body, names_in_headers
 from ..request.session import PRESETS, asked_model, asks_for_stream
-from ..response.rules import read_source
 from ..wire.json import Members, decode_members, find_string, read_object
 from ..wire.sse import EventDecoder
 from .saved import SavedAnswer, SavedRequest
-from .trial import Trial, try_twice
+from .sentences import ELSEWHERE, IGNORED, UNPINNED
+from .trial import Trial, example_answer, try_twice
 
-EXAMPLE = "the-chosen-model"  # what answers where no answer is given
 MAX_ADVICE = 3
 MAX_EVENTS = 64  # of an answer that are looked at for what may name a model
 _MIN_HIDDEN = 6  # characters of a secret that is looked for in what is printed
@@ -34,48 +33,6 @@ _BODY_IDS = (
     "thread_id",
     "chat_id",
 )
-
-_IGNORED = {
-    "invalid-session-id": "Its session id can't be used: it is empty, too long, a placeholder, holds control "
-    "characters, or was sent twice with different values.",
-    "body-too-large": "Its body is larger than limits.max_request_bytes.",
-    "body-not-json": "Its body is no JSON object in UTF-8, or is too large or nested too deep to be read.",
-    "body-encoded": "Its body has a content-encoding, so the model in it can't be read.",
-    "body-signed": "Its body is signed, and a changed model would break the signature.",
-    "model-not-routed": "It asks for a model that routing.router_models does not name, so the client chose, and not "
-    "the router.",
-}
-_UNPINNED = {
-    "status": "Its answer is no 2xx, and only an answer that was served makes a pin.",
-    "error": "Its answer is an error, whatever the status says.",
-    "fallback": "The gateway says that its own fallback answered, which is no choice of the router.",
-    "unless": "A rule of decisions.unless says that such an answer is no choice.",
-    "unread": "The answer's body can't be looked at for its model, because of its content type or coding.",
-    "unusable-model": "The name that the answer gives can't be sent as a model, or routing.router_models or "
-    "routing.retired_models lists it.",
-    "no-model": "The answer names no model where decisions.sources look.",
-}
-_ELSEWHERE = {
-    "no-endpoint": "Only requests to models are pinned. If this is one, its path has to be among the endpoints.",
-    "no-session": "The client has to send an id: -H 'X-Session-Id: ...', the same for all requests of a session.",
-    "off": "Leave the header out.",
-    "reset": "Send it once, where the session is to begin anew.",
-    "invalid-session-id": "The client has to send a usable id: up to sessions.max_id_length bytes of text.",
-    "body-not-json": "The client has to send JSON in UTF-8.",
-    "body-encoded": "Let the client send its body as it is, or decompress it before the middleware.",
-    "body-signed": "Put the middleware before whatever signs, or pin in the signing client.",
-    "status": "Nothing to set: the first request of the session that is served makes the pin.",
-    "error": "Nothing to set: the first request of the session that is served makes the pin.",
-    "fallback": "Nothing to set: the first request that the router's own choice answers makes the pin.",
-    "unread": "The answer has to be JSON or events, plain or compressed by gzip, deflate, br or zstd (the last two "
-    "with asgi-session-pin[compression]).",
-    "unless": "Nothing to set: the first answer that no such rule names makes the pin.",
-    "unusable-model": "The gateway has to name its choice: `asgi-session-pin probe` asks it where it does.",
-    "no-model": "The gateway has to name its choice: `asgi-session-pin probe` asks it where it does. A router in the "
-    "app can state it: get_session_pin(request).record(model).",
-    "echo": "Right for a model's own name. If a router decides for this one, its answers have to name the choice: "
-    "`asgi-session-pin probe` asks where they do.",
-}
 
 
 class Stage(IntEnum):
@@ -97,8 +54,9 @@ class Explanation:
         self._request = request
         self._answer = answer
         self._members = _members_of(request.body)
-        self._asked = asked_model(self._members)
         self._first, self._second = self._try(config)
+        event = self._first.event
+        self._asked = asked_model(self._members) if event is None or event.asked is None else event.asked
         self.stage = self._stage(config)
         self.why = self._why()
         self.verdict = self._verdict()
@@ -113,7 +71,7 @@ class Explanation:
     @property
     def elsewhere(self) -> str:
         """What can be done that is no setting."""
-        return _ELSEWHERE.get(self.why, "")
+        return ELSEWHERE.get(self.why, "")
 
     def text(self, width: int) -> str:
         """Return it all, in lines of *width* characters."""
@@ -128,11 +86,11 @@ class Explanation:
     # What happens
 
     def _try(self, config: Config) -> tuple[Trial, Trial]:
-        return try_twice(config, self._request, self._answer or _example_answer(config))
+        return try_twice(config, self._request, self._answer or example_answer(config))
 
     def _endpoint(self, config: Config, body: bytes | None = None) -> str | None:
         """Return the pattern of the endpoint that the request is for, as if it had a session, and *body*."""
-        answer = self._answer or _example_answer(config)
+        answer = self._answer or example_answer(config)
         request = self._request if body is None else self._request._replace(body=body)
         event = try_twice(config, request, answer, lambda scope: "explained-session")[0].event
         return None if event is None else event.endpoint
@@ -167,7 +125,7 @@ class Explanation:
         elif self.why == "off":
             reason = "The client asked for that: X-Session-Pin: off."
         elif self.stage in (Stage.IGNORED, Stage.UNPINNED):
-            reason = _IGNORED.get(self.why) or _UNPINNED.get(self.why, f"The reason: {self.why}.")
+            reason = IGNORED.get(self.why) or UNPINNED.get(self.why, f"The reason: {self.why}.")
         elif self._answer is None:
             return "As far as the request goes, it is pinned: to what its answer names."
         elif self.stage is Stage.ECHO:
@@ -301,7 +259,7 @@ class Explanation:
 
     def _decision_sources(self) -> Iterator[str]:
         """Yield where else the answer may name a model."""
-        answer = self._answer or _example_answer(self._config)
+        answer = self._answer or example_answer(self._config)
         found = names_in_headers(dict(answer.headers), frozenset())
         bodies = [answer.body]
         if b"data:" in answer.body[:4096]:
@@ -335,22 +293,6 @@ def _members_of(body: bytes) -> Members:
 
 def _model_of(body: bytes) -> str | None:
     return find_string(_members_of(body), ("model",))
-
-
-def _example_answer(config: Config) -> SavedAnswer:
-    """Return an answer that names a model wherever the configuration looks for one."""
-    headers = [(b"content-type", b"application/json")]
-    body: dict[str, Any] = {"choices": []}
-    for source in config.decisions.sources:
-        _, header, path = read_source(source)
-        if header is not None:
-            headers.append((header, EXAMPLE.encode()))
-        else:
-            named: Any = EXAMPLE
-            for segment in reversed(path):
-                named = [named] if segment.isdecimal() else {segment: named}
-            body |= named
-    return SavedAnswer(200, headers, json.dumps(body).encode())
 
 
 def _with(config: Config, section: str, **settings: Any) -> Config:

@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
+import json
 import logging
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from starlette.types import Message, Receive, Scope, Send
 
@@ -12,7 +13,7 @@ from ..config import Config
 from ..events import PinEvent
 from ..log import logger
 from ..middleware import SessionPinMiddleware
-from ..response.rules import RESPONSE_HEADERS
+from ..response.rules import RESPONSE_HEADERS, read_source
 from ..stores import MemoryStore
 from ..wire.headers import without
 from .saved import Headers, SavedAnswer, SavedRequest
@@ -32,6 +33,8 @@ class Trial(NamedTuple):
     headers: dict[str, str]
     told: list[str]
 
+
+EXAMPLE = "the-chosen-model"  # what answers where no answer is given
 
 SessionId = Callable[[Scope], str | None]
 
@@ -114,3 +117,19 @@ def _listening() -> Iterator[list[str]]:
         logger.removeHandler(handler)
         logger.setLevel(level)
         logger.propagate = propagates
+
+
+def example_answer(config: Config) -> SavedAnswer:
+    """Return an answer that names a model wherever the configuration looks for one."""
+    headers = [(b"content-type", b"application/json")]
+    body: dict[str, Any] = {"choices": []}
+    for source in config.decisions.sources:
+        _, header, path = read_source(source)
+        if header is not None:
+            headers.append((header, EXAMPLE.encode()))
+        else:
+            named: Any = EXAMPLE
+            for segment in reversed(path):
+                named = [named] if segment.isdecimal() else {segment: named}
+            body |= named
+    return SavedAnswer(200, headers, json.dumps(body).encode())

@@ -1,5 +1,6 @@
 """`asgi-session-pin explain`: what it prints, and what it does not."""
 
+import gzip
 import io
 import logging
 from pathlib import Path
@@ -120,6 +121,15 @@ def test_a_request_that_names_no_model_is_told_so() -> None:
     assert explanation.is_pinned
     assert "names no model" in explanation.text(80)
     assert all(len(line) <= 80 for line in explanation.text(80).splitlines())
+
+
+def test_a_request_that_is_compressed_is_explained_by_what_it_says() -> None:
+    headers = [(b"x-session-id", b"s"), (b"content-encoding", b"gzip")]
+    request = SavedRequest("POST", "/v1/messages", headers, gzip.compress(b'{"model": "auto"}'))
+    answer = SavedAnswer(200, [(b"content-type", b"application/json")], b'{"model": "auto"}')
+    told = Explanation(Config(), request, answer).text(100)
+    assert "asks for 'auto'" in told
+    assert "Its answer names the very model that it asks for" in told
 
 
 def test_a_request_comes_from_the_standard_input_too(

@@ -103,7 +103,7 @@ MISHAPS = {
         "256",
         settings={"limits": {"max_request_bytes": 100}},
     ),
-    "a coding that nobody knows": Mishap(asked(("content-encoding", "rot13")), "Its body has a content-encoding"),
+    "a coding that nobody knows": Mishap(asked(("content-encoding", "rot13")), "a content-encoding that can't be read"),
     "a signed body": Mishap(asked(("content-digest", "sha-256=:x:")), "Its body is signed"),
     "a model of its own": Mishap(
         asked(model="gpt-4o"),

@@ -1,11 +1,14 @@
 """The commands and programs that docs/recipes.md shows, run as they stand there."""
 
+import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import PIPE
 
 import httpx
 import pytest
@@ -43,19 +46,18 @@ def test_the_commands_for_litellm_pin_a_session() -> None:
     own = str(free_port())
     commands = commands.replace("session_pin.yaml &", f"session_pin.yaml --port {own} &").replace("8080", own)
     environment = {**ENVIRONMENT, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
-    ended = subprocess.run(
-        ["bash"],
-        input=commands,
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=2 * PATIENCE,
-        check=False,
+    shell = subprocess.Popen(
+        ["bash"], cwd=ROOT, env=environment, text=True, start_new_session=True, stdin=PIPE, stdout=PIPE, stderr=PIPE
     )
-    told = re.findall(r"^x-session-(pin-status|model): (\S+)", ended.stdout, re.MULTILINE)
+    try:
+        output, errors = shell.communicate(commands, timeout=2 * PATIENCE)
+    finally:  # where a command failed, the others wait for it
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(shell.pid, signal.SIGTERM)
+        shell.communicate()
+    told = re.findall(r"^x-session-(pin-status|model): (\S+)", output, re.MULTILINE)
     expected = [pair for status in ("miss", "hit", "hit") for pair in (("pin-status", status), ("model", "mini"))]
-    assert told == expected, ended.stdout + ended.stderr
+    assert told == expected, output + errors
 
 
 @pytest.mark.parametrize("program", ["openai_agents.py", "langgraph_agent.py", "ai_sdk.mjs"])
