@@ -14,13 +14,10 @@ def is_traced() -> bool:
 
 
 def set_attributes(event: PinEvent) -> None:
-    """Put what is known of a request onto its span. It is a listener.
+    """Put what is known of a request onto its span. It is a listener, where `is_traced`.
 
     The names that begin with `gen_ai.` are OpenTelemetry's semantic conventions for generative AI.
     """
-    span = get_current_span()
-    if not span.is_recording():
-        return
     attributes = {
         "gen_ai.request.model": event.asked,
         "gen_ai.response.model": event.model,
@@ -28,4 +25,4 @@ def set_attributes(event: PinEvent) -> None:
         "session_pin.reason": event.reason,
         "session_pin.key": event.key,
     }
-    span.set_attributes({name: value for name, value in attributes.items() if value is not None})
+    get_current_span().set_attributes({name: value for name, value in attributes.items() if value is not None})

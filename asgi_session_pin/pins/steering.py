@@ -53,11 +53,6 @@ class Steering:
         self.retired: frozenset[str] = frozenset()
         """Names of models: pins on them are decided afresh, and they are no decision."""
 
-    @property
-    def is_possible(self) -> bool:
-        """Whether the store keeps a note."""
-        return self._store is not None
-
     def watch(self) -> None:
         """Read the note now and then, from now on."""
         loop = asyncio.get_running_loop()
@@ -68,10 +63,9 @@ class Steering:
     def close(self) -> None:
         """Read it no more."""
         if self._loop is not None and self._loop is asyncio.get_running_loop():
-            if self._timer is not None:
-                self._timer.cancel()
-            if self._reading is not None:
-                self._reading.cancel()
+            for pending in (self._timer, self._reading):
+                if pending is not None:
+                    pending.cancel()
         self._loop = None
 
     async def read(self) -> None:

@@ -12,9 +12,9 @@ from starlette.types import ASGIApp, Send
 from asgi_driver import SESSION, Answer, Clock, Gateway, Header, answer_json, call, http_scope, respond, until
 from asgi_session_pin import Config, Lapsed, MemoryStore, Pin, PinEvent, Routing, SessionPinMiddleware, Store
 from asgi_session_pin.config import Admin
-from asgi_session_pin.operate.admin import create_admin
+from asgi_session_pin.operate.admin import AdminApp, create_admin
 from asgi_session_pin.operate.api import MOST_BYTES
-from asgi_session_pin.pins.steering import MOST_RETIRED
+from asgi_session_pin.pins.steering import MOST_RETIRED, READ_SECONDS
 from asgi_session_pin.stores.sqlite import SQLiteStore
 from behaviour_document import Section, case
 
@@ -238,6 +238,8 @@ async def test_a_store_without_methods_for_operators_says_so() -> None:
             )
 
     operated = Operated("a", store=Own())
+    assert isinstance(operated.admin, AdminApp)
+    operated.admin.close()
     for path in ("pins", "pause", "retired", f"pins/{'0' * 32}"):
         answer = await operated.ask(path)
         assert (answer.start["status"], answer.json["error"]["code"]) == (501, "not_supported")
@@ -337,3 +339,146 @@ async def test_evicted_and_forgotten_pins_are_counted(clock: Clock) -> None:
 def test_a_pin_of_before_is_by_the_router() -> None:
     assert Pin.decode(Pin("a", 1.0).encode()).by_operator is False
     assert isinstance(Lapsed(Pin("a", 1.0), 1), tuple)
+
+
+async def test_what_a_store_has_no_way_to_do_is_told() -> None:
+    class Unlisted(MemoryStore):
+        async def scan(self, after: str | None, limit: int) -> Any:
+            raise NotImplementedError
+
+    answer = await Operated("a", store=Unlisted()).ask("pins")
+    assert (answer.start["status"], answer.json["error"]["code"]) == (501, "not_supported")
+
+
+async def test_a_body_that_does_not_come_in_time_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asgi_session_pin.operate.api._BODY_SECONDS", 0.01)
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await Operated("a").admin(http_scope(BEARER, path="/api/lookup", method="POST"), receive, send)
+    assert sent[0]["status"] == 408
+
+
+async def test_requests_of_more_models_than_are_told_apart_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asgi_session_pin.operate.api.MOST_MODELS", 2)
+    operated = Operated("a")
+    await operated.get("models")
+    for model in ("a", "b", "c", "d", None):
+        operated.app.runtime.listeners[-1](PinEvent("hit", None, "*", model=model))
+    told = {each["model"]: each["requests"] for each in (await operated.get("models"))["models"]}
+    assert told == {"a": 1, "b": 1, "other": 2}
+
+
+async def test_a_note_that_others_always_change_first_is_given_up() -> None:
+    class Contended(MemoryStore):
+        async def replace_note(self, old: bytes | None, new: bytes) -> bool:
+            return False
+
+    assert await Operated("a", store=Contended()).do("PUT", "pause") == 503
+
+
+async def test_a_pin_that_others_always_decide_first_is_not_set() -> None:
+    class Contended(MemoryStore):
+        async def add(self, key: bytes, pin: Pin) -> Pin:
+            return Pin("other", 1.0)
+
+    assert await Operated("a", store=Contended()).do("PUT", f"pins/{'0' * 32}", {"model": "mine"}) == 503
+
+
+async def test_a_listing_looks_past_what_has_lapsed(clock: Clock) -> None:
+    store = MemoryStore(ttl_seconds=10, timer=clock)
+    for number in range(1200):
+        await store.add(number.to_bytes(16, "big"), Pin("a", 1.0))
+    clock.now += 11
+    assert (await store.scan(None, 10)).entries == []
+    await store.add(bytes(15) + b"\1", Pin("b", 1.0))
+    entries, after = await store.scan(None, 2000)
+    assert [entry.pin.model for entry in entries] == ["b"]
+    assert after is None
+    assert await store.count() == 1
+
+
+async def test_pins_of_a_rare_model_are_looked_for_within_bounds() -> None:
+    operated = Operated("a", store=MemoryStore())
+    store = operated.app.runtime.store
+    for number in range(3000):
+        await store.add(number.to_bytes(16, "big"), Pin("rare" if number == 0 else "a", 1.0))
+    pages = 0
+    found: list[Any] = []
+    after: str | None = ""
+    while after is not None:
+        answer = await operated.get(f"pins?model=rare&limit=50&after={after}")
+        found, after, pages = found + answer["pins"], answer["next"], pages + 1
+    assert [pin["model"] for pin in found] == ["rare"]
+    assert 2 <= pages <= 5
+    models = (await operated.get("models"))["models"]
+    assert {each["model"]: each["pins"] for each in models} == {"a": 2999, "rare": 1}
+
+
+async def test_a_count_that_goes_on_ends_with_the_app(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Endless(MemoryStore):
+        async def scan(self, after: str | None, limit: int) -> Any:
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr("asgi_session_pin.operate.api._CENSUS_PATIENCE", 0.01)
+    operated = Operated("a", store=Endless())
+    before = asyncio.all_tasks()
+    assert (await operated.get("models"))["models"] == []
+    others = asyncio.all_tasks() - before
+    assert others
+    assert isinstance(operated.admin, AdminApp)
+    operated.admin.close()
+    await asyncio.wait(others, timeout=5)
+    assert all(task.done() for task in others)
+
+
+@pytest.mark.parametrize("name", [" ", "a b", "ä", "x" * 257])
+async def test_a_name_that_no_model_has_is_not_retired(name: str) -> None:
+    assert await Operated("a").do("PUT", f"retired/{name}") == 400
+
+
+async def test_a_note_is_read_no_more_after_the_end_and_in_another_loop_again(tmp_path: Path) -> None:
+    operated = Operated("a", store=SQLiteStore(tmp_path / "pins.db"))
+    await operated.app.aclose()
+    await operated.chat()
+    await operated.app.aclose()
+    assert await operated.do("PUT", "pause") == 204
+    await operated.chat()
+    await asyncio.sleep(0)
+    await operated.app.aclose()
+
+
+def test_each_event_loop_has_a_reading_of_its_own(tmp_path: Path) -> None:
+    operated = Operated("a", store=SQLiteStore(tmp_path / "pins.db"))
+
+    async def chat() -> tuple[str | None, Any]:
+        answer = await operated.chat()
+        await asyncio.sleep(0.05)
+        return answer
+
+    assert [asyncio.run(chat())[0] for _ in range(2)] == ["miss", "hit"]
+    loop = asyncio.new_event_loop()
+    assert loop.run_until_complete(chat())[0] == "hit"
+    asyncio.run(operated.app.aclose())
+    loop.run_until_complete(asyncio.sleep(READ_SECONDS + 0.1))  # when it would be read again
+    loop.close()
+
+
+async def test_a_note_that_is_being_read_is_let_go_at_the_end() -> None:
+    class Hanging(MemoryStore):
+        async def read_note(self) -> bytes | None:
+            await asyncio.Event().wait()
+            return None
+
+    operated = Operated("a", store=Hanging())
+    before = asyncio.all_tasks()
+    await operated.chat()
+    [reading] = asyncio.all_tasks() - before
+    await operated.app.aclose()
+    await asyncio.wait([reading], timeout=5)
+    assert reading.cancelled()

@@ -1,5 +1,6 @@
 """What every store has to do, run over each of them."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -109,3 +110,27 @@ async def test_a_place_that_no_listing_has_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"no place|fromhex"):
             await store.scan("x", 10)
         await store.aclose()
+
+
+async def test_what_is_no_pin_is_not_listed(shared_redis: RedisServer) -> None:
+    async with Redis.from_url(shared_redis.url) as client:
+        store = redis_case(client, shared_redis.url).open()
+        assert isinstance(store, OperableStore)
+        key = os.urandom(16)  # other tests use the same server
+        await store.add(key, A)
+        [name] = [name async for name in client.scan_iter(f"*{key.hex()}*")]
+        await client.set(name.replace(key.hex().encode(), b"0" * 32), b"no pin", px=10**9)
+        await client.rpush(name.replace(key.hex().encode(), b"1" * 32), "no pin")
+        found, after = await store.scan(None, 100)
+        while after is not None:
+            entries, after = await store.scan(after, 100)
+            found += entries
+        assert [entry.key for entry in found] == [key]
+        await store.aclose()
+
+
+async def test_a_table_of_fixed_times_forgets_all_when_it_is_closed() -> None:
+    store = memory_case().open(sliding=False)
+    await store.add(KEY, A)
+    await store.aclose()
+    assert await store.get(KEY) is None
