@@ -356,3 +356,14 @@ async def test_listeners_learn_why_a_pin_ended(clock: Clock) -> None:
     await clock.wait(700)
     await lapsing.say()
     assert [event.changes for event in events[3:]] == [("released", "made"), (), (), ("lapsed", "made")]
+
+
+async def test_a_store_may_keep_lapsed_pins_for_longer_than_they_are_used(clock: Clock) -> None:
+    config = Config(routing=Routing(tool_loop_seconds=100))
+    store = MemoryStore(timer=clock)  # for an hour
+    session = Session(SessionPinMiddleware(Gateway(*MODELS), config=config, store=store, clock=clock), Chat())
+    assert await session.say() == "opus"
+    await clock.wait(699)
+    assert (await session.run(), session.status) == ("opus", "hit")
+    await clock.wait(700)
+    assert (await session.run(), session.status) == ("sonnet", "miss")
