@@ -50,7 +50,7 @@ def test_the_commands_for_litellm_pin_a_session() -> None:
         ["bash"], cwd=ROOT, env=environment, text=True, start_new_session=True, stdin=PIPE, stdout=PIPE, stderr=PIPE
     )
     try:
-        output, errors = shell.communicate(commands, timeout=2 * PATIENCE)
+        output, errors = shell.communicate(commands, timeout=4 * PATIENCE)
     finally:  # where a command failed, the others wait for it
         with contextlib.suppress(ProcessLookupError):
             os.killpg(shell.pid, signal.SIGTERM)
