@@ -37,6 +37,7 @@ from servers import free_port, wait_until_open
 
 WORKERS = 4
 HITS, MISSES, GETS = 1000, 300, 2000
+AT_ONCE = 100
 BODY = request_body(1_000)
 STORE_URL = "BENCHMARK_STORE_URL"
 
@@ -49,11 +50,20 @@ def create_app() -> ASGIApp:
     return build(os.environ[STORE_URL])
 
 
+async def seconds_at_once(app: ASGIApp, ids: list[bytes]) -> float:
+    """Return the seconds that a hit takes of a hundred that go on at the same time."""
+    started = time.perf_counter()
+    each = HITS // AT_ONCE
+    await asyncio.gather(*(seconds_per_request(app, each, BODY, CHAT, ids) for _ in range(AT_ONCE)))
+    return (time.perf_counter() - started) / (each * AT_ONCE)
+
+
 async def time_requests(urls: dict[str, str], rounds: int) -> None:
     apps: dict[str, ASGIApp] = {"no-op": Noop(answer_json), **{name: build(url) for name, url in urls.items()}}
     warm = [next(FRESH) for _ in range(SESSIONS)]
     hits: dict[str, list[float]] = {name: [] for name in apps}
     misses: dict[str, list[float]] = {name: [] for name in apps}
+    parallel: dict[str, list[float]] = {name: [] for name in apps}
     gets = []
     client = redis.asyncio.Redis.from_url(urls["redis"], protocol=2)
     await client.set("key", b"v" * 40)
@@ -63,16 +73,17 @@ async def time_requests(urls: dict[str, str], rounds: int) -> None:
         for name, app in apps.items():
             new = [next(FRESH) for _ in range(MISSES)]
             hits[name].append(await seconds_per_request(app, HITS, BODY, CHAT, warm, time.perf_counter))
+            parallel[name].append(await seconds_at_once(app, warm))
             misses[name].append(await seconds_per_request(app, MISSES, BODY, CHAT, new, time.perf_counter))
         started = time.perf_counter()
         for _ in range(GETS):
             await client.get("key")
         gets.append((time.perf_counter() - started) / GETS)
     get = statistics.median(gets)
-    print(f"{'µs per request':<16}{'hit':>8}{'miss':>8}{'hit / one GET':>16}")
+    print(f"{'µs per request':<16}{'hit':>8}{'miss':>8}{'hit / one GET':>16}{'hit, 100 at once':>20}")
     for name in apps:
-        hit, miss = statistics.median(hits[name]), statistics.median(misses[name])
-        print(f"{name:<16}{hit * 1e6:8.1f}{miss * 1e6:8.1f}{hit / get:16.2f}")
+        hit, miss, many = (statistics.median(each[name]) for each in (hits, misses, parallel))
+        print(f"{name:<16}{hit * 1e6:8.1f}{miss * 1e6:8.1f}{hit / get:16.2f}{many * 1e6:20.1f}")
     print(f"{'one redis GET':<16}{get * 1e6:8.1f}")
     await client.aclose()
     for app in apps.values():
