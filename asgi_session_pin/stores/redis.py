@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import math
 import re
 from binascii import hexlify
@@ -9,15 +10,15 @@ from inspect import iscoroutinefunction
 from typing import Any
 
 from redis.asyncio import RedisCluster
-from redis.exceptions import RedisClusterException, RedisError, ResponseError
+from redis.exceptions import NoScriptError, RedisClusterException, RedisError, ResponseError
 
 from ..log import logger
 from ..pin import Pin
 from ._redis_client import Client, Execute, OwnClient
 from .base import Entry, Lapsed, Page
 
-# The scripts are sent by EVAL, not EVALSHA: a server that was restarted or failed over has no scripts, their text is
-# short, and the difference can't be measured.
+# The scripts are sent by EVAL: a server that was restarted or failed over has none. But for a look, which is most of
+# what is sent, their digest goes first: the text makes it 600 bytes longer and takes the server a third more time.
 
 # Before Redis 7 an error inside a script hides its code (READONLY, OOM) behind the place where it happened.
 _WITH_CODE = """\
@@ -37,6 +38,8 @@ if left >= 0 and left <= tonumber(ARGV[2]) then
 end
 if ARGV[1] == '' then return with_code(redis.pcall('GET', KEYS[1])) end
 return with_code(redis.pcall('GETEX', KEYS[1], 'PX', ARGV[1]))"""
+
+_USE_OR_TELL_DIGEST = hashlib.sha1(_USE_OR_TELL.encode(), usedforsecurity=False).hexdigest()
 
 # Returns 1, or the value that is there and has not lapsed.
 _SET_UNLESS_HELD = f"""{_WITH_CODE}
@@ -102,9 +105,8 @@ class RedisStore:
       returns.
     - *ttl_seconds*, *sliding*: a pin lapses so long after its last use, or after its decision if *sliding* is False.
     - *tool_loop_seconds*: a key stays for so long after its pin has lapsed.
-    - *prefix*: of all keys. An ACL has to allow them for `GETEX`, `GET`, `SET`, `DEL`, `PTTL` and
-      `EVAL`; in a Cluster also
-      `CLUSTER SLOTS` and `COMMAND`.
+    - *prefix*: of all keys. An ACL has to allow them for `GETEX`, `GET`, `SET`,
+      `DEL`, `PTTL`, `EVAL` and `EVALSHA`; in a Cluster also `CLUSTER SLOTS` and `COMMAND`.
 
     With a URL the store has connections of its own, 32 at most to a server (`?max_connections=`), and new ones in
     another event loop: it is for one at a time. A client that is given stays its owner's: it is bound to one event
@@ -151,7 +153,11 @@ class RedisStore:
         """Return the pin of *key*, or None; see `PinStore.get`."""
         name = _name(self._pins, key)
         if self._kept:
-            data = await self._held("EVAL", _USE_OR_TELL, 1, name, self._ttl if self._sliding else "", self._kept)
+            arguments = (1, name, self._ttl if self._sliding else "", self._kept)
+            try:
+                data = await self._held("EVALSHA", _USE_OR_TELL_DIGEST, *arguments)
+            except NoScriptError:
+                data = await self._held("EVAL", _USE_OR_TELL, *arguments)
         else:
             data = await (self._held("GETEX", name, "PX", self._ttl) if self._sliding else self._held("GET", name))
         if data is None:

@@ -40,7 +40,7 @@ async def read_all(url: str) -> dict[bytes, Any]:
 
 @pytest.mark.parametrize(
     ("sliding", "tool_loop_seconds", "command", "inside"),
-    [(True, 0, "getex", 0), (False, 0, "get", 0), (True, 60, "eval", 2), (False, 60, "eval", 2)],
+    [(True, 0, "getex", 0), (False, 0, "get", 0), (True, 60, "evalsha", 2), (False, 60, "evalsha", 2)],
 )
 async def test_a_hit_is_one_command(
     server: RedisServer, sliding: bool, tool_loop_seconds: float, command: str, inside: int
@@ -126,7 +126,7 @@ async def test_a_value_of_another_type_stands_in_nobodys_way(
 
 
 async def test_a_value_that_is_no_pin_and_must_not_be_deleted_is_a_miss(server: RedisServer) -> None:
-    server.call("ACL", "SETUSER", "ann", "on", ">hunter2", "~session-pin:*", "+getex", "+pttl", "+eval")
+    server.call("ACL", "SETUSER", "ann", "on", ">hunter2", "~session-pin:*", "+getex", "+pttl", "+eval", "+evalsha")
     server.call("SET", PIN_NAME, "another program's")
     async with aclosing(RedisStore(f"redis://ann:hunter2@127.0.0.1:{server.port}")) as store:
         assert await store.get(KEY) is None
@@ -168,7 +168,7 @@ async def test_a_claim_whose_answer_is_lost_is_still_its_owners(server: RedisSer
 
 
 async def test_the_url_names_user_and_database(server: RedisServer) -> None:
-    commands = ("+getex", "+set", "+get", "+del", "+pttl", "+eval")
+    commands = ("+getex", "+set", "+get", "+del", "+pttl", "+eval", "+evalsha")
     server.call("ACL", "SETUSER", "ann", "on", ">p@ss/#", "~session-pin:*", *commands)
     async with aclosing(RedisStore(f"redis://ann:p%40ss%2F%23@127.0.0.1:{server.port}")) as store:
         assert await store.add(KEY, A) == A
@@ -266,3 +266,15 @@ async def test_a_client_that_is_given_is_its_owners_to_close(shared_redis: Redis
         assert await store.get(KEY) == A
         [after] = await client.client_list(_type="normal")
         assert after["id"] == before["id"]
+
+
+async def test_a_server_that_has_lost_its_scripts_is_given_them_again(server: RedisServer) -> None:
+    async with aclosing(RedisStore(server.url)) as store:
+        await store.add(KEY, A)
+        for _ in range(2):
+            assert await store.get(KEY) == A
+            server.call("SCRIPT", "FLUSH")
+        assert await asyncio.gather(*(store.get(KEY) for _ in range(50))) == [A] * 50
+        before = server.calls_of("eval")
+        assert await store.get(KEY) == A
+        assert server.calls_of("eval") == before, "the text of a script is sent once"

@@ -12,7 +12,7 @@ from asgi_session_pin.stores.redis import RedisStore
 from delaying_proxy import delaying_proxy
 from redis_servers import BINARIES, SERVICE, redis_cluster, redis_sentinels, redis_server
 
-RIGHTS = ["on", ">p@ss", "~session-pin:*", "+getex", "+get", "+set", "+del", "+pttl", "+eval"]
+RIGHTS = ["on", ">p@ss", "~session-pin:*", "+getex", "+get", "+set", "+del", "+pttl", "+eval", "+evalsha"]
 
 every_kind = pytest.mark.parametrize("kind", BINARIES)
 

@@ -51,6 +51,6 @@ async def test_a_missing_permission_is_found_before_a_request_needs_it(shared_re
     shared_redis.call("ACL", "SETUSER", "bob", *rules)
     store = RedisStore(f"redis://bob:hunter2@127.0.0.1:{shared_redis.port}")
     assert await try_store(store) == "get: NoPermissionError"
-    shared_redis.call("ACL", "SETUSER", "bob", "+eval")
+    shared_redis.call("ACL", "SETUSER", "bob", "+eval", "+evalsha")
     assert await try_store(store) is None
     await store.aclose()
