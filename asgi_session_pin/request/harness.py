@@ -1,21 +1,63 @@
 """What agents' harnesses put around a user's text: reminders, environments, notes of their own commands.
 
-Texts are looked at as they stand in JSON, between their quotes and with their escapes.
+Seen in the requests of Claude Code 2.1, Codex 0.169, OpenCode 1.18, Kilo 7.7 and qwen-code 0.15, and in their programs
+and those of Cline, Roo and Copilot. What is not known here passes for the words of a person.
 """
 
 import re
 
-# Whose content no user wrote: by Claude Code (also in an editor), OpenCode, Codex, Cline and its kin, Copilot.
-_TAGS = (
-    rb"system-reminder|local-command-(?:caveat|stdout|stderr)|command-(?:name|message|args)|ide_(?:opened_file|selection)"
-    rb"|environment_context|user_instructions|permissions instructions|skills_instructions|collaboration_mode"
-    rb"|environment_details|environment_info|workspace_info|reminderInstructions"
+TAGS = (
+    "system-reminder",
+    "system_reminder",
+    "local-command-caveat",
+    "local-command-stdout",
+    "local-command-stderr",
+    "command-name",
+    "command-message",
+    "bash-input",
+    "bash-stdout",
+    "bash-stderr",
+    "task-notification",
+    "teammate-message",
+    "cross-session-message",
+    "user-prompt-submit-hook",
+    "ide_opened_file",
+    "ide_selection",
+    "new-diagnostics",
+    "environment_context",
+    "environment_details",
+    "environment_info",
+    "workspace_info",
+    "reminderInstructions",
+    "user_instructions",
+    "permissions instructions",
+    "skills_instructions",
+    "collaboration_mode",
+    "turn_aborted",
+    "user_shell_command",
+    "subagent_notification",
+    "spawned_subagent_result",
+    "recommended_plugins",
+    "model_switch",
+    "skill",
+    "info-msg",
 )
+"""Of `<tag>...</tag>`, as a harness writes it."""
+
+TYPED_TAG = "command-args"
+"""Of what a person typed behind a command: it does not tell a conversation, and still is a turn of a person's."""
+
+FILE_TAG, FILE_HEADING = "INSTRUCTIONS", "# AGENTS.md instructions"
+"""Of a file that Codex shows, below a line that begins so. The tag alone is anybody's."""
+
 _BLANK = rb"(?:[ ]|\\[nrt]){0,64}"
 _LESS, _GREATER = rb"(<|\\u003[cC])", rb"(?:>|\\u003[eE])"  # some encoders write JSON that HTML can hold
-_TITLE = rb"(# AGENTS\.md instructions.{0,300}?)?"  # Codex gives it to a file that it shows
+_HEADING = rb"(" + re.escape(FILE_HEADING).encode() + rb".{0,300}?)?"
+_ANY_TAG = "|".join(map(re.escape, (*TAGS, TYPED_TAG))).encode()
 
-_opening = re.compile(_BLANK + _TITLE + _LESS + rb"((?(1)INSTRUCTIONS|(?:" + _TAGS + rb"))" + _GREATER + rb")")
+_opening = re.compile(
+    _BLANK + _HEADING + _LESS + rb"((?(1)" + FILE_TAG.encode() + rb"|(?:" + _ANY_TAG + rb"))" + _GREATER + rb")"
+)
 _line = re.compile(_BLANK + rb"x-anthropic-billing-header:[^\\]*")  # Claude Code's, another one in each request
 _blank = re.compile(_BLANK)
 _BLANKS = (b" ", rb"\n", rb"\r", rb"\t")
@@ -28,6 +70,7 @@ _MOST = 16  # additions
 def own_text(text: bytes, limit: int) -> bytes:
     """Return the first *limit* bytes of what is its sender's own in *text*; empty if nothing is.
 
+    *text* is as it stands in JSON, between its quotes and with its escapes.
     Additions before it are passed over, those that harnesses put behind a text end it.
     """
     position = 0

@@ -1,46 +1,14 @@
 """What of a user's text a person has said: without reminders, the environment, files, and a harness's own words.
 
-Seen in the requests of Claude Code 2.1, Codex 0.169, OpenCode 1.18, Kilo 7.7 and qwen-code 0.15, and in their programs
-and those of Cline and Roo. A new one that is not known here makes a human turn of a request that is none: with
-`routing.release: user_turn` it is routed then, where that is safe.
+What is added and not known makes a human turn of a request that is none: with `routing.release: user_turn` it is routed
+then, where that is safe.
 """
 
 import re
 
-# <tag>...</tag>, also with attributes. What a person typed stands under none of these.
-_TAGS = (
-    "system-reminder",
-    "system_reminder",
-    "local-command-caveat",
-    "local-command-stdout",
-    "local-command-stderr",
-    "command-name",
-    "command-message",
-    "bash-input",
-    "bash-stdout",
-    "bash-stderr",
-    "task-notification",
-    "teammate-message",
-    "cross-session-message",
-    "user-prompt-submit-hook",
-    "ide_opened_file",
-    "ide_selection",
-    "new-diagnostics",
-    "environment_context",
-    "environment_details",
-    "user_instructions",
-    "INSTRUCTIONS",
-    "turn_aborted",
-    "user_shell_command",
-    "subagent_notification",
-    "spawned_subagent_result",
-    "recommended_plugins",
-    "model_switch",
-    "skill",
-    "info-msg",
-)
-_opened = re.compile(rf"<({'|'.join(map(re.escape, _TAGS))})(?:\s[^<>]{{0,500}})?>").search
-_HEADING = "# AGENTS.md instructions"  # in the line above Codex's <INSTRUCTIONS>
+from .harness import FILE_HEADING, FILE_TAG, TAGS
+
+_opened = re.compile(rf"<({'|'.join(map(re.escape, (*TAGS, FILE_TAG)))})(?:\s[^<>]{{0,500}})?>").search
 
 # How texts begin that are a harness's own from their first word to the last.
 _is_own = re.compile(
@@ -100,4 +68,4 @@ def human_text(text: str) -> str:
 
 def _without_heading(text: str, tag: str) -> str:
     lines, _, last = text.rstrip().rpartition("\n")
-    return lines if tag == "INSTRUCTIONS" and last.startswith(_HEADING) else text
+    return lines if tag == FILE_TAG and last.startswith(FILE_HEADING) else text

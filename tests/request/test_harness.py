@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi_session_pin.request.harness import own_text
+from asgi_session_pin.request.harness import TAGS, own_text
+from asgi_session_pin.request.human import human_text
 
 LIMIT = 2048
 REMINDER = "<system-reminder>\nToday's date is 2026-11-26.\n</system-reminder>"
@@ -44,6 +45,20 @@ def test_a_text_after_an_addition_is_its_senders_own(addition: str) -> None:
     separator = "\n" if addition.startswith("x-anthropic") else ""
     assert own_text(in_json(f"{addition}{separator}Fix the bug."), LIMIT) == b"Fix the bug."
     assert own_text(in_json(f"{REMINDER}\n{addition}{separator}\r\nFix the bug."), LIMIT) == b"Fix the bug."
+
+
+@pytest.mark.parametrize("tag", TAGS)
+def test_what_stands_under_a_tag_is_neither_its_senders_own_nor_a_persons(tag: str) -> None:
+    addition = f"<{tag}>Be kind.</{tag}>"
+    assert own_text(in_json(addition + "Fix it."), LIMIT) == b"Fix it."
+    assert human_text(addition + "Fix it.") == "Fix it."
+    assert human_text(addition) == ""
+
+
+def test_what_is_typed_behind_a_command_is_a_persons_but_tells_no_conversation() -> None:
+    typed = "<command-name>/review</command-name> <command-args>it all</command-args>"
+    assert own_text(in_json(typed), LIMIT) == b""
+    assert human_text(typed) != ""
 
 
 @pytest.mark.parametrize(
