@@ -81,7 +81,8 @@ def _why_unpinned(exchange: Exchange, reader: Reader) -> str:
         return "fallback" if rules.is_fallback(reader.headers) else "unless"
     if reader.found is None:
         return "no-model" if reader.unread is None else "unread"
-    return "unusable-model" if reader.found.model is None else "refused-model"
+    model = reader.found.model
+    return "unusable-model" if model is None or model in exchange.runtime.steering.retired else "refused-model"
 
 
 def put_pin(exchange: Exchange, pin: Pin, members: Members) -> Members | None:

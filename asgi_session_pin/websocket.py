@@ -137,8 +137,7 @@ class SocketAnswer(Opaque):
             seconds = runtime.timer() - exchange.used
             if seconds >= runtime.renew_after:
                 await runtime.pins.renew(exchange.place(), exchange.pin, seconds)
-        if runtime.listeners:
-            exchange.tell_listeners()
+        exchange.tell_listeners()
 
 
 class PinnedSocket:
@@ -202,9 +201,6 @@ class PinnedSocket:
             return None
         if find_string(members, ("type",)) != "response.create" or not asks_for_response(members):
             return None
-        if runtime.steering.is_paused:
-            runtime.steering.watch()
-            return None
         exchange = self._open(members)
         if exchange is None:
             return None
@@ -244,13 +240,17 @@ class PinnedSocket:
             return None
         exchange = copy.copy(upgrade)
         exchange.session_id = session_id
+        exchange.source = runtime.sessions.find_source(upgrade.picked, members)
         exchange.asked = asked = asked_model(members)
-        if not session_id:
+        if runtime.steering.is_paused:
+            runtime.steering.watch()
+            exchange.reason = b"paused"
+        elif not session_id:
             exchange.reason = b"invalid-session-id"
         elif runtime.is_routed is not None and not runtime.is_routed(asked):
             exchange.reason = b"model-not-routed"
         if exchange.reason is not None:
-            exchange.status = b"ignored"
+            exchange.status = b"off" if exchange.reason == b"paused" else b"ignored"
             exchange.tell_listeners()
             return None
         exchange.key = key = runtime.sessions.key(session_id, upgrade.picked, asked)
@@ -287,10 +287,11 @@ class PinnedSocket:
         return next((each for each in answers if each.stream_id == event.stream_id), answers[0])
 
     async def _see_and_send(self, answer: SocketAnswer, event: _Event, message: Message) -> None:
-        if event.type in _ENDS:
+        is_open = answer in self._answers  # not behind its end, or beyond the bound
+        if is_open and event.type in _ENDS:
             self._answers.remove(answer)
         data, asked = message["text"].encode(), answer.exchange.asked
-        if answer.wants(event):
+        if is_open and answer.wants(event):
             await answer.see(event, data)
         if self._restores and isinstance(asked, str):
             message = {**message, "text": restored(data, asked).decode()}

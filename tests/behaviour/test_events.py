@@ -172,6 +172,13 @@ async def test_a_pin_that_is_too_old_has_lapsed() -> None:
     assert [event.changes for event in events] == [("made",), ("lapsed", "made")]
 
 
+async def test_a_name_that_an_operator_retired_is_told_as_unusable() -> None:
+    app, events = observed(Gateway("old"))
+    await app.runtime.steering.retire("old", True)
+    await call(app, AUTO, SESSION)
+    assert [(event.unpinned, event.changes) for event in events] == [("unusable-model", ())]
+
+
 async def test_a_choice_that_another_process_was_faster_with_made_no_pin() -> None:
     class Faster(MemoryStore):
         async def add(self, key: bytes, pin: Pin) -> Pin:

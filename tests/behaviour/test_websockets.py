@@ -11,7 +11,15 @@ import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from asgi_driver import DECISION, SESSION, Clock, Gateway, Header, call, until
-from asgi_session_pin import Config, Failover, Limits, PinEvent, Routing, SessionPinMiddleware, get_session_pin
+from asgi_session_pin import (
+    Config,
+    Failover,
+    Limits,
+    PinEvent,
+    Routing,
+    SessionPinMiddleware,
+    get_session_pin,
+)
 from asgi_session_pin.websocket import MAX_OPEN
 from behaviour_document import Section, case
 
@@ -285,6 +293,20 @@ async def test_an_id_may_come_in_each_request() -> None:
         await client.turn()
     assert provider.asked == ["auto", "auto", "a", "auto", "auto"]
     assert statuses(events) == ["miss", "miss", "hit", "ignored invalid-session-id"]
+    assert {event.source for event in events} == {"body:prompt_cache_key"}
+
+
+@case(Section.WEBSOCKET, "an operator pauses pinning", "each `response.create` passes as it is, as for HTTP")
+async def test_while_pinning_is_paused_requests_pass_and_listeners_are_told() -> None:
+    provider, events = Provider("a", "b"), list[PinEvent]()
+    app = SessionPinMiddleware(provider, listeners=[events.append])
+    async with connected(app) as client:
+        await client.turn()
+        for is_paused in (True, False):
+            await app.runtime.steering.pause(is_paused)
+            await client.turn()
+    assert provider.asked == ["auto", "auto", "a"]
+    assert statuses(events) == ["miss", "off paused", "hit"]
 
 
 async def test_a_request_without_a_model_gets_the_pinned_one() -> None:
@@ -796,3 +818,21 @@ async def test_answers_that_never_end_are_looked_at_within_bounds() -> None:
         await client.until(lambda: len(client.events) == 2 * (MAX_OPEN + 6))
         assert len(events) == 6
     assert len(events) == MAX_OPEN + 6
+
+
+async def test_an_app_may_send_the_end_of_an_answer_twice_at_once() -> None:
+    events = list[PinEvent]()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await receive()
+        ends = [json.dumps(event) for event in (TOO_LONG, response("a")[-1])]
+        await asyncio.gather(*(send({"type": "websocket.send", "text": end}) for end in ends))
+        await receive()
+
+    async with connected(SessionPinMiddleware(app, listeners=[events.append])) as client:
+        client.create()
+        await client.until(lambda: len(client.events) == 2)
+    assert client.events == ["error", "response.completed"]
+    assert statuses(events) == ["miss"]

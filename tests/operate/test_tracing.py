@@ -1,11 +1,14 @@
 """Attributes of the current span."""
 
+import json
+
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from starlette.types import Message, Receive, Scope, Send
 
 from asgi_driver import SESSION, Gateway, call
 from asgi_session_pin import PinEvent, SessionPinMiddleware
@@ -68,3 +71,25 @@ async def test_a_request_without_a_session_leaves_its_span_alone() -> None:
     with provider(exporter).get_tracer("server").start_as_current_span("POST"):
         await call(app, AUTO)
     assert [dict(span.attributes or {}) for span in exporter.get_finished_spans()] == [{}]
+
+
+async def test_the_span_of_a_websocket_tells_of_its_last_response() -> None:
+    exporter = InMemorySpanExporter()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        event = {"type": "response.completed", "response": {"model": "a"}}
+        await send({"type": "websocket.send", "text": json.dumps(event)})
+
+    async def receive() -> Message:
+        return {"type": "websocket.receive", "text": json.dumps({"type": "response.create", "input": "hi", **AUTO})}
+
+    async def send(message: Message) -> None:
+        pass
+
+    scope = {"type": "websocket", "path": "/v1/responses", "headers": [SESSION]}
+    with provider(exporter).get_tracer("server").start_as_current_span("GET"):
+        await SessionPinMiddleware(app)(scope, receive, send)
+    (span,) = exporter.get_finished_spans()
+    assert (span.attributes or {})["session_pin.status"] == "miss"
+    assert (span.attributes or {})["gen_ai.response.model"] == "a"
