@@ -209,7 +209,7 @@ class Answer(Opaque):
         """Send the start of the response with our headers, and none of these names from anybody else."""
         exchange = self.exchange
         runtime = exchange.runtime
-        exchange.share_scope()
+        exchange.show_scope()
         if exchange.began is not None:
             exchange.first_byte_seconds = runtime.timer() - exchange.began
         if not (self.tells and runtime.config.response_headers):

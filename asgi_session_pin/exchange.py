@@ -12,7 +12,7 @@ from .pins.health import PinHealth
 from .pins.slot import Slot
 from .request.body import RequestBody
 from .request.buffers import Share
-from .request.scope import inner_scope, share
+from .request.scope import inner_scope, show
 from .request.session import AskedModel
 from .response.decision import remember_route
 from .response.usage import UsageReader
@@ -41,7 +41,7 @@ class Exchange(Opaque):
     session_id: bytes | None
     decides: bool  # whether the endpoint only says which model it would use
     inner: Scope | None = None  # the app's scope, of the call that is under way
-    shared: Scope | None = None  # what of it is in the server's
+    shown: Scope | None = None  # what of it is in the server's
     body: RequestBody | None = None  # of that call
     status: bytes = b"miss"
     reason: bytes | None = None
@@ -93,13 +93,13 @@ class Exchange(Opaque):
     def open_scope(self, headers: Headers) -> Scope:
         """Return the scope for a call of the app."""
         self.inner = inner = inner_scope(self.scope, headers, self)
-        self.shared = inner.copy()  # type: ignore[attr-defined]
+        self.shown = inner.copy()  # type: ignore[attr-defined]
         return inner
 
-    def share_scope(self) -> None:
+    def show_scope(self) -> None:
         """Show outer middleware what the app has put into its scope."""
-        if self.inner is not None and self.shared is not None:
-            share(self.inner, self.scope, self.shared)
+        if self.inner is not None and self.shown is not None:
+            show(self.inner, self.scope, self.shown)
 
     def count_tokens(self) -> None:
         """Read the tokens that the answer reports."""

@@ -43,41 +43,50 @@ async def handle_observed(exchange: Exchange) -> None:
 async def handle(exchange: Exchange) -> None:
     """Take the request through the app, or answer it from the pin."""
     try:
-        runtime = exchange.runtime
         request = await _read(exchange)
         if request is None:  # it is not one that is pinned, and has passed
             return None
         members, content = request
-        found = None if runtime.find is None else runtime.find(exchange.key)
-        exchange.used = runtime.timer()
-        pin = found if isinstance(found, Pin) else None
-        may_end = exchange.resets or runtime.health.has_refused or runtime.steering.retired
-        if pin is None or (may_end and exchange.may_end(pin)):
-            is_absent = found is None and runtime.find is not None
-            pin = await find_or_lead(exchange, members, hold=exchange.hold, is_absent=is_absent)
+        pin = await _find(exchange, members)
         if exchange.decides:
             return await _decide(exchange, pin)
         if pin is None:
-            del request, content, members  # they may be large, and the answer take minutes
             exchange.learns = True
-            return await _attempt(exchange, exchange.open_scope(exchange.headers), _routed(exchange))
-        exchange.use(pin)
-        is_replaceable = exchange.asked != pin.model  # else there is no other request to send
-        inner = _pin_to(exchange, pin, members, content if is_replaceable else b"")
-        del request, content, members
-        if not is_replaceable:
-            return await _attempt(exchange, inner, Answer(exchange))
-        if not runtime.sessions.by_model:
-            _warn_of_an_overridden_model(exchange, pin)
-        state, guard = copy_of_state(exchange.scope), _guarded(exchange, pin)
-        await _attempt(exchange, inner, guard)
-        if guard.stage in HELD:
-            routes = guard.calls_for_routing()
-            await (_reroute(exchange, pin, guard, state) if routes else _let_out(exchange, guard, guard.let_go()))
-        return None
+            inner = exchange.open_scope(exchange.headers)
+        else:
+            inner = _pin_to(exchange, pin, members, content)
+        del request, content, members  # they may be large, and the answer take minutes
+        return await (_attempt(exchange, inner, _routed(exchange)) if pin is None else _use(exchange, pin, inner))
     finally:
         if exchange.body is not None and exchange.body.share is not None:
-            exchange.body.share.release()
+            exchange.body.share.give_back()
+
+
+async def _find(exchange: Exchange, members: Members) -> Pin | None:
+    """Return the pin in force; None: the request is routed."""
+    runtime = exchange.runtime
+    found = None if runtime.find is None else runtime.find(exchange.key)
+    exchange.used = runtime.timer()
+    if isinstance(found, Pin):
+        may_end = exchange.resets or runtime.health.has_refused or runtime.steering.retired
+        if not (may_end and exchange.may_end(found)):
+            return found
+    is_absent = found is None and runtime.find is not None
+    return await find_or_lead(exchange, members, hold=exchange.hold, is_absent=is_absent)
+
+
+async def _use(exchange: Exchange, pin: Pin, inner: Scope) -> None:
+    """Have the pinned model answer; where it fails, the request is routed."""
+    if exchange.asked == pin.model:  # there is no other request to send
+        return await _attempt(exchange, inner, Answer(exchange))
+    if not exchange.runtime.sessions.by_model:
+        _warn_of_an_overridden_model(exchange, pin)
+    state, guard = copy_of_state(exchange.scope), _guarded(exchange, pin)
+    await _attempt(exchange, inner, guard)
+    if guard.stage in HELD:
+        routes = guard.calls_for_routing()
+        await (_reroute(exchange, pin, guard, state) if routes else _let_out(exchange, guard, guard.let_go()))
+    return None
 
 
 async def _read(exchange: Exchange) -> tuple[Members, bytes] | None:
@@ -178,7 +187,7 @@ async def _attempt(exchange: Exchange, inner: Scope, answer: Answer | Guard) -> 
             await answer.done()
         is_held = answer.stage in HELD and isinstance(answer, Guard)
         if not is_held:
-            exchange.share_scope()
+            exchange.show_scope()
     if exchange.pin is not None and not is_held:
         seconds = runtime.timer() - exchange.used
         if seconds >= runtime.renew_after:
@@ -223,7 +232,7 @@ async def _let_out(exchange: Exchange, guard: Guard, sending: Awaitable[None]) -
         if guard.error is not None:
             raise guard.error
     finally:
-        exchange.share_scope()
+        exchange.show_scope()
 
 
 async def find_or_lead(
@@ -244,10 +253,11 @@ async def find_or_lead(
 
 def _pin_to(exchange: Exchange, pin: Pin, members: Members, original: bytes) -> Scope:
     """Put the pinned model into the request; return the scope for it."""
+    exchange.use(pin)
     content = put_model(members, pin.model)
     assert exchange.body is not None
     exchange.body.put(content)
-    exchange.body.original = original
+    exchange.body.original = original if exchange.asked != pin.model else b""  # else there is no other request to send
     return exchange.open_scope(pinned_headers(exchange.headers, exchange.picked, len(content), pin.model.encode()))
 
 
@@ -294,7 +304,7 @@ async def _call(exchange: Exchange, headers: Headers, receive: Receive, answer: 
     try:
         await exchange.runtime.app(inner, receive, answer.send)
     finally:
-        exchange.share_scope()
+        exchange.show_scope()
 
 
 async def _decide(exchange: Exchange, pin: Pin | None) -> None:

@@ -173,7 +173,7 @@ class PinnedSocket:
             self._client_left = self._client_left or passed_through(error, exchange.send)
             raise
         finally:
-            exchange.share_scope()
+            exchange.show_scope()
             is_left = self._client_left or isinstance(sys.exception(), CancelledError)
             await self._break_off(is_failure=not is_left)
             if self._status is not None and not self._pins:
@@ -208,7 +208,7 @@ class PinnedSocket:
         try:
             pin = await find_or_lead(exchange, members, hold=partial(share.take, len(content)))
         finally:
-            share.release()
+            share.give_back()
         answer = SocketAnswer(exchange, find_string(members, ("stream_id",)))
         is_warm_up = "generate" in members and bytes(members["generate"]) == b"false"
         if pin is not None:
@@ -271,7 +271,7 @@ class PinnedSocket:
                 if answer is not None and (answer.wants(event) or self._restores):
                     return self._see_and_send(answer, event, message)
         elif kind in ("websocket.accept", "websocket.http.response.start"):
-            self._upgrade.share_scope()
+            self._upgrade.show_scope()
             if self._status is not None and self._upgrade.runtime.config.response_headers:
                 told = (b"x-session-pin-status", self._status)
                 message = {**message, "headers": [*without(listed(message), RESPONSE_HEADERS), told]}

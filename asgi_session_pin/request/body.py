@@ -155,7 +155,7 @@ class RequestBody(Opaque):
         if self.messages:
             message = self.messages.pop(0)
             if self.share is not None:
-                self.share.release()
+                self.share.give_back()
             return message
         if self.is_kept_back:
             return {"type": "http.disconnect"}

@@ -33,7 +33,7 @@ class Share(Opaque):
         self.size += size
         return True
 
-    def release(self) -> None:
+    def give_back(self) -> None:
         """Hold nothing any longer."""
         if self.size:
             ledger = self.ledger

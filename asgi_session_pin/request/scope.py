@@ -46,13 +46,13 @@ def inner_scope(outer: Scope, headers: Headers, mark: object) -> Scope:
     return scope
 
 
-def share(inner: Scope, outer: Scope, shared: Scope) -> None:
-    """Show in the server's scope what the app has put into its own since *shared*: `route`, `path_params`, `user`."""
-    if inner != shared:
+def show(inner: Scope, outer: Scope, shown: Scope) -> None:
+    """Show in the server's scope what the app has put into its own since *shown*: `route`, `path_params`, `user`."""
+    if inner != shown:
         for key, value in inner.items():
-            if key not in _INSIDE and (key not in shared or shared[key] is not value):
+            if key not in _INSIDE and (key not in shown or shown[key] is not value):
                 outer[key] = value
-        shared.update(inner)
+        shown.update(inner)
 
 
 def copy_of_state(scope: Scope) -> dict[str, Any]:

@@ -9,31 +9,31 @@ from starlette.types import Receive, Scope, Send
 
 from asgi_driver import JSON_TYPE, SESSION, call, http_scope, respond
 from asgi_session_pin import SessionPinMiddleware, get_session_pin
-from asgi_session_pin.request.scope import SCOPE_KEY, copy_of_state, inner_scope, put_state, share
+from asgi_session_pin.request.scope import SCOPE_KEY, copy_of_state, inner_scope, put_state, show
 
 HEADERS = [(b"a", b"1")]
 
 
-def test_what_the_app_puts_into_its_scope_is_shared_but_for_headers_and_the_mark() -> None:
+def test_what_the_app_puts_into_its_scope_is_shown_but_for_headers_and_the_mark() -> None:
     outer: dict[str, Any] = {"type": "http", "path": "/", "headers": HEADERS}
     scope = inner_scope(outer, [(b"b", b"2")], "mark")
-    shared = dict(scope)
+    shown = dict(scope)
     assert scope == {"type": "http", "path": "/", "headers": [(b"b", b"2")], SCOPE_KEY: "mark"}
     scope.update({"path": "/changed", "headers": [], "route": 1})
-    assert outer == {"type": "http", "path": "/", "headers": HEADERS}, "nothing before it is shared"
-    share(scope, outer, shared)
+    assert outer == {"type": "http", "path": "/", "headers": HEADERS}, "nothing before it is shown"
+    show(scope, outer, shown)
     assert outer == {"type": "http", "path": "/changed", "headers": HEADERS, "route": 1}
 
 
 def test_what_outer_middleware_puts_in_meanwhile_stays() -> None:
     outer: dict[str, Any] = {"type": "http", "headers": HEADERS, "user": None}
     scope = inner_scope(outer, [], None)
-    shared = dict(scope)
+    shown = dict(scope)
     scope["route"] = 1
-    share(scope, outer, shared)
+    show(scope, outer, shown)
     outer["user"] = "known"
     scope["endpoint"] = 2
-    share(scope, outer, shared)
+    show(scope, outer, shown)
     assert outer == {"type": "http", "headers": HEADERS, "user": "known", "route": 1, "endpoint": 2}
 
 
