@@ -47,7 +47,9 @@ async def handle(exchange: Exchange) -> None:
         if request is None:  # it is not one that is pinned, and has passed
             return None
         members, content = request
-        pin = await _find(exchange, members)
+        pin, is_absent = _find(exchange)
+        if pin is None:
+            pin = await find_or_lead(exchange, members, hold=exchange.hold, is_absent=is_absent)
         if exchange.decides:
             return await _decide(exchange, pin)
         if pin is None:
@@ -62,17 +64,16 @@ async def handle(exchange: Exchange) -> None:
             exchange.body.share.give_back()
 
 
-async def _find(exchange: Exchange, members: Members) -> Pin | None:
-    """Return the pin in force; None: the request is routed."""
+def _find(exchange: Exchange) -> tuple[Pin | None, bool]:
+    """Look for the pin where that can't fail; tell whether there is none, if it is not found."""
     runtime = exchange.runtime
     found = None if runtime.find is None else runtime.find(exchange.key)
     exchange.used = runtime.timer()
     if isinstance(found, Pin):
         may_end = exchange.resets or runtime.health.has_refused or runtime.steering.retired
         if not (may_end and exchange.may_end(found)):
-            return found
-    is_absent = found is None and runtime.find is not None
-    return await find_or_lead(exchange, members, hold=exchange.hold, is_absent=is_absent)
+            return found, False
+    return None, found is None and runtime.find is not None
 
 
 async def _use(exchange: Exchange, pin: Pin, inner: Scope) -> None:
