@@ -15,7 +15,7 @@ from redis import exceptions
 from redis.asyncio import Redis
 
 from asgi_driver import DECISION, Gateway, call, until
-from asgi_session_pin import Pin, SessionPinMiddleware
+from asgi_session_pin import Config, Pin, SessionPinMiddleware, Store
 from asgi_session_pin.stores.redis import RedisStore
 from delaying_proxy import delaying_proxy
 from redis_servers import RedisServer, redis_server
@@ -71,7 +71,8 @@ async def test_nothing_in_redis_can_be_read_but_the_model(server: RedisServer) -
     headers = [(b"x-session-id", secrets[0].encode()), (b"authorization", b"Bearer " + secrets[1].encode())]
     request = {"model": "auto", "messages": [{"role": "user", "content": secrets[2]}]}
     store = RedisStore(server.url)
-    async with aclosing(SessionPinMiddleware(Gateway("model-a", "model-b"), store=store)) as app:
+    config = Config(store=Store(timeout_seconds=30))
+    async with aclosing(SessionPinMiddleware(Gateway("model-a", "model-b"), store=store, config=config)) as app:
         assert [(await call(app, request, *headers)).pin_status for _ in range(2)] == ["miss", "hit"]
         assert (await call(app, {"model": "other"}, *headers, path=DECISION)).pin_status == "miss"
         assert await store.claim(KEY, TOKEN, 60) is True
