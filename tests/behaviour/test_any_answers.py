@@ -112,6 +112,8 @@ class World:
 class UnreliableStore(MemoryStore):
     """A shared store that is slow, or fails, as *choices* have it."""
 
+    read_note = None  # type: ignore[assignment] # no operator has a note here, which is read again without end
+
     def __init__(self, loop: VirtualLoop, choices: Choices, manners: list[float | None]) -> None:
         super().__init__(timer=loop.time)
         self.manners = manners  # seconds that a call takes; None: it fails
