@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from asgi_driver import Answer, Gateway, Header, call
 from asgi_session_pin import Config, Lapsed, Pin, PinEvent, PinStore, SessionPinMiddleware, Store
 from asgi_session_pin.stores.redis import RedisStore
-from asgi_session_pin.stores.resilient import FAILURES_TO_REST, FIRST_REST_SECONDS
+from asgi_session_pin.stores.resilient import FAILURES_TO_REST
 from behaviour_document import Section, case
 from delaying_proxy import delaying_proxy
 from redis_servers import RedisServer, redis_server
@@ -90,15 +90,15 @@ async def test_a_killed_server_is_done_without_and_learns_what_it_missed(server:
 
 @case(Section.SHARED_STORE, "it hangs", "three requests wait `store.timeout_seconds`, the next ones don't ask")
 async def test_a_frozen_server_costs_its_time_a_few_times_and_then_next_to_nothing(server: RedisServer) -> None:
-    replica = Replica(server.url, timeout_seconds=0.1)
+    replica = Replica(server.url, timeout_seconds=1)
     assert await replica.ask() == ("a-0", "miss")
     server.freeze()
     replica.events.clear()
     for _ in range(20):
         assert await replica.ask() == ("a-0", f"hit; reason={UNAVAILABLE}")
     waited = [event.store_seconds for event in replica.events]
-    assert waited[0] >= 0.09
-    assert len([seconds for seconds in waited if seconds > 0.05]) <= FAILURES_TO_REST
+    assert waited[0] >= 0.9
+    assert len([seconds for seconds in waited if seconds > 0.5]) <= FAILURES_TO_REST
     server.thaw()
     await replica.wait_for_the_store()
     assert await replica.ask() == ("a-0", "hit")
@@ -107,11 +107,11 @@ async def test_a_frozen_server_costs_its_time_a_few_times_and_then_next_to_nothi
 
 @case(Section.SHARED_STORE, "it hangs while many ask", "they wait at the same time")
 async def test_many_requests_at_the_freeze_wait_at_the_same_time(server: RedisServer) -> None:
-    replica = Replica(server.url, timeout_seconds=0.1)
+    replica = Replica(server.url, timeout_seconds=1)
     sessions = range(50)
     before = await asyncio.gather(*(replica.ask(session) for session in sessions))
     server.freeze()
-    async with asyncio.timeout(FIRST_REST_SECONDS):
+    async with asyncio.timeout(20):
         during = await asyncio.gather(*(replica.ask(session) for session in sessions))
     assert [model for model, _ in during] == [model for model, _ in before]
     server.thaw()

@@ -53,12 +53,13 @@ class DelayingProxy:
             writer.transport.abort()
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)  # at once: the proxy may be stopped while it connects
         try:
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target_port)
         except OSError:
             writer.transport.abort()
             return
-        self._writers |= {writer, far_writer}
+        self._writers.add(far_writer)
         pumps = [self._pump(reader, far_writer, delay=False), self._pump(far_reader, writer, delay=True)]
         self._tasks |= {asyncio.create_task(pump) for pump in pumps}
 
