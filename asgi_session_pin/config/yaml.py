@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 from yaml.constructor import ConstructorError
 
+_MAX_DEPTH = 8  # of what a fault can be about; the settings have half of it
 _MAX_LINES = 10_000
 _MERGE = "tag:yaml.org,2002:merge"
 _quoted = re.compile(r"'[^']*'|\"[^\"]*\"")
@@ -37,8 +38,10 @@ def locate(text: bytes) -> dict[tuple[str, ...], int]:
     loader = _Loader(text)
     lines: dict[tuple[str, ...], int] = {}
     left: list[tuple[tuple[str, ...], yaml.Node | None]] = [((), loader.get_single_node())]
-    while left and len(lines) < _MAX_LINES:  # an anchor may stand for itself, without end
+    while left and len(lines) < _MAX_LINES:
         path, node = left.pop()
+        if len(path) == _MAX_DEPTH:  # an anchor may stand for itself, without end
+            continue
         members: list[tuple[yaml.Node, str, yaml.Node]] = []
         if isinstance(node, yaml.MappingNode):
             loader.flatten_mapping(node)

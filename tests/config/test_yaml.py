@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asgi_session_pin.config import Config, ConfigError, Endpoint, Sessions
-from asgi_session_pin.config.yaml import YAMLFault, load_yaml
+from asgi_session_pin.config.yaml import YAMLFault, load_yaml, locate
 from config_files import everything_printed, faults, load
 
 
@@ -355,3 +355,9 @@ def test_any_file_gives_a_config_or_a_config_error(generated: Path, text: bytes)
     except ConfigError:
         return
     assert Config.load(config) == config
+
+
+def test_an_anchor_that_stands_for_itself_is_followed_to_a_depth_that_is_bounded() -> None:
+    lines = locate(b"&a [*a]")
+    assert lines[("0",)] == 1
+    assert max(map(len, lines)) < 10
