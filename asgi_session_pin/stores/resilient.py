@@ -257,11 +257,18 @@ async def _within(seconds: float, call: Callable[[], Awaitable[ResultT]]) -> Res
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # also what the store's client is cancelled by, or a panic of native code
-        if task.cancelling() > cancellations:
-            raise asyncio.CancelledError from error
+        _go_on_unless_cancelled(task, cancellations)
         if isinstance(error, Exception):
             raise
         raise RuntimeError("the store's client was cancelled, or broke down") from error
-    if task.cancelling() > cancellations:  # before Python 3.12 wait_for may swallow it, and redis-py uses that
-        raise asyncio.CancelledError
+    _go_on_unless_cancelled(task, cancellations)
     return result
+
+
+def _go_on_unless_cancelled(task: asyncio.Task[Any], cancellations: int) -> None:
+    """Raise CancelledError if *task* was cancelled more often, from outside.
+
+    The store's client may have swallowed that: redis-py uses wait_for, which does so before Python 3.12.
+    """
+    if task.cancelling() > cancellations:
+        raise asyncio.CancelledError

@@ -159,7 +159,7 @@ async def test_a_claim_whose_answer_is_lost_is_still_its_owners(server: RedisSer
             await store.get(KEY)
             proxy.seconds = 3600
             claim = asyncio.create_task(store.claim(KEY, TOKEN, 60))
-            await asyncio.to_thread(server.wait_for, "cmdstat_eval", "INFO", "commandstats")
+            await asyncio.to_thread(server.wait_for, "'cmdstat_set'", "INFO", "commandstats")
             proxy.seconds = 0
             proxy.cut()
             assert await claim is True
