@@ -186,6 +186,7 @@ class Overdue(Opaque):
             return False  # the app gets it too, when it asks for the next message
         if self.call.done() and self.reader.uncancel() <= self.cancelling:
             return False
+        self.came.set()  # else its end would cancel the request once more
         self.call.cancel()
         await asyncio.gather(self.call, return_exceptions=True)
         return True

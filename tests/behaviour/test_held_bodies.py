@@ -218,6 +218,7 @@ def after_30_seconds(app: Any, *, ends: Iterable[str]) -> list[Any]:
                 client.request.cancel()
             outcomes += await asyncio.gather(client.request, return_exceptions=True)
             assert asyncio.all_tasks() == tasks, "nothing is left behind"
+            assert client.request.cancelling() == (end == "cancelled"), "timeouts of the server count that"
         return outcomes
 
     return run(stall)
