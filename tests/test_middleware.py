@@ -1,6 +1,7 @@
 """Which requests are ours, all ways of adding the middleware, and its life."""
 
 import asyncio
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -263,3 +264,12 @@ def test_one_instance_serves_one_event_loop_after_another() -> None:
 
 async def answer_of(app: ASGIApp) -> None:
     await call(app, {"model": "auto"}, SESSION)
+
+
+async def test_it_works_where_opentelemetry_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import asgi_session_pin.operate
+
+    monkeypatch.delattr(asgi_session_pin.operate, "tracing", raising=False)
+    monkeypatch.setitem(sys.modules, "asgi_session_pin.operate.tracing", None)
+    app = SessionPinMiddleware(Gateway("a"))
+    assert [(await call(app, {"model": "auto"}, SESSION)).pin_status for _ in range(2)] == ["miss", "hit"]

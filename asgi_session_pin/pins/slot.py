@@ -11,10 +11,6 @@ from .turns import Turn
 AnswerT = TypeVar("AnswerT")
 
 
-def _never() -> bool:
-    return False
-
-
 class Slot(Opaque):
     """The place of one request in the pin table.
 
@@ -32,7 +28,7 @@ class Slot(Opaque):
     """
 
     key: bytes
-    hold: Callable[[], bool] = _never
+    hold: Callable[[], bool] = bool  # which is False: there is no room
     resets: bool = False
     is_multiplexed: bool = False
     turn: Turn | None = None

@@ -90,6 +90,8 @@ async def test_a_connection_that_dies_while_it_is_used_costs_no_call(server: Red
     with delaying_proxy(server.port) as proxy:
         async with aclosing(RedisStore(f"redis://127.0.0.1:{proxy.port}")) as store:
             await store.add(KEY, A)
+            assert await store.get(KEY) == A
+            server.call("CONFIG", "RESETSTAT")
             proxy.seconds = 3600
             call = asyncio.create_task(store.get(KEY))
             await asyncio.to_thread(server.wait_for, "cmdstat_evalsha", "INFO", "commandstats")

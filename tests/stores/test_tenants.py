@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from asgi_driver import SESSION, Clock, Gateway, Header, call
 from asgi_session_pin import Config, ConfigError, Limits, MemoryStore, Pin, Routing, SessionPinMiddleware
 from asgi_session_pin.pin import TENANT_BYTES
+from asgi_session_pin.stores._tenants import OwnedEntry, TenantLRU
 from behaviour_document import Section, case
 
 A, B = Pin("a", 1.0), Pin("b", 2.0)
@@ -138,3 +139,13 @@ async def test_a_keys_beginning_tells_its_credential_alone() -> None:
     tenants = [key[:TENANT_BYTES] for key in keys]
     assert tenants[0] == tenants[1]
     assert len(set(tenants)) == 3
+
+
+def test_an_entry_that_is_put_again_counts_once() -> None:
+    table = TenantLRU[str](10)
+    key = bytes(16)
+    for value in ("a", "b"):
+        table[key] = OwnedEntry(value, 1.0)
+    assert table[key].value == "b"
+    assert table.surplus(bytes(15) + b"x", 2) is None
+    assert table.surplus(bytes(15) + b"x", 1) == key
