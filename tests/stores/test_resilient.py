@@ -303,6 +303,24 @@ async def test_a_cancellation_that_the_stores_client_swallows_goes_through(fails
         await claiming
 
 
+def test_a_look_that_goes_on_after_its_cancellation_is_over_with_it(clock: Clock) -> None:
+    class Swallowing(Server):
+        async def get(self, key: bytes) -> Pin | None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            await asyncio.sleep(0)
+            return None
+
+    async def ask() -> None:
+        asking = asyncio.create_task(replica(Swallowing(), clock, timeout=3600).get(K))
+        await asyncio.sleep(0.01)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+    asyncio.run(ask())
+
+
 async def test_a_write_that_is_refused_leaves_the_reads(server: Server, clock: Clock) -> None:
     store = replica(server, clock)
     await store.add(K, A)
