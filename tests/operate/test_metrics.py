@@ -136,7 +136,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(values, "ValueClass", values.ValueClass)
     yield tmp_path
     for each in gc.get_objects():  # only the newest versions have a function for it
-        if isinstance(each, MmapedDict):
+        if type(each) is MmapedDict:
             each.close()  # type: ignore[no-untyped-call]
 
 
