@@ -45,9 +45,9 @@ class DelayingProxy:
         self._ready.set()
         await self._stopped.wait()
         server.close()
-        for _ in range(5):  # what was just taken has a handler in the next round, and is closed in the one after
+        for _ in range(5):  # what was just taken has a handler, and a connection to the target, only some rounds later
             self._abort()
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.01)
         await asyncio.gather(*self._tasks)
 
     def _abort(self) -> None:
@@ -58,7 +58,7 @@ class DelayingProxy:
         self._writers.add(writer)  # at once: the proxy may be stopped while it connects
         try:
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target_port)
-        except OSError:
+        except (OSError, asyncio.CancelledError):
             writer.transport.abort()
             return
         self._writers.add(far_writer)
