@@ -8,7 +8,6 @@ import struct
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any
 
 import aiohttp
 import pytest
@@ -19,6 +18,7 @@ from asgi_session_pin.gateway.upstream import Upstream
 from asgi_session_pin.wire.url import read_upstream
 from behaviour_document import Section, case
 from servers import free_port
+from tcp_servers import tcp_server
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 EVIL = b"HTTP/1.1 200 OK\r\nset-cookie: of=another\r\ncontent-length: 4\r\n\r\nevil"
@@ -33,34 +33,30 @@ class Served:
         self.connections = 0
         self.open = 0
         self.requests: list[bytes] = []
-        self.tasks: list[Any] = []
         self._answer = answer
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         self.open += 1
-        self.tasks.append(asyncio.current_task())
-        with contextlib.suppress(asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError):
+        try:
             while True:
                 self.requests.append(await reader.readuntil(b"\r\n\r\n"))
                 result = self._answer(writer, len(self.requests))
                 if asyncio.iscoroutine(result):
                     await result
-        writer.close()
-        self.open -= 1
+        finally:
+            self.open -= 1
 
 
 @contextlib.asynccontextmanager
 async def upstream_that(answer: Answer, **settings: float) -> AsyncIterator[tuple[Upstream, Served]]:
     served = Served(answer)
-    async with await asyncio.start_server(served.serve, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
+    async with tcp_server(served.serve) as port:
         upstream = Upstream(read_upstream(f"http://127.0.0.1:{port}"), Gateway(**settings))  # type: ignore[arg-type]
         try:
             yield upstream, served
         finally:
             await upstream.aclose()
-            await asyncio.gather(*served.tasks)
 
 
 async def ask(upstream: Upstream, method: str = "GET") -> tuple[int, bytes]:
@@ -211,10 +207,9 @@ async def test_words_before_anything_was_asked_end_the_connection() -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(EVIL)
         await writer.drain()
-        writer.close()
 
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        upstream = Upstream(read_upstream(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"), Gateway())
+    async with tcp_server(serve) as port:
+        upstream = Upstream(read_upstream(f"http://127.0.0.1:{port}"), Gateway())
         bodies = []
         for _ in range(2):
             with contextlib.suppress(aiohttp.ClientError):

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 
 import pytest
 from starlette.types import Message, Scope
@@ -12,28 +12,17 @@ from asgi_session_pin import Gateway
 from asgi_session_pin.gateway.proxy import ReverseProxy
 from asgi_session_pin.gateway.relay import UpstreamBroke
 from behaviour_document import Section, case
+from tcp_servers import Serve, tcp_server
 
 CHUNKED: Header = (b"transfer-encoding", b"chunked")
-
-Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[object]]
 
 
 @contextlib.asynccontextmanager
 async def proxy_to(serve: Serve, **settings: float) -> AsyncIterator[ReverseProxy]:
-    tasks = []
-
-    async def serve_and_close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        tasks.append(asyncio.current_task())
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            await serve(reader, writer)
-        writer.close()
-
-    async with await asyncio.start_server(serve_and_close, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
+    async with tcp_server(serve) as port:
         proxy = ReverseProxy(f"http://127.0.0.1:{port}", Gateway(**settings))  # type: ignore[arg-type]
         yield proxy
         await proxy.aclose()
-        await asyncio.gather(*filter(None, tasks))
 
 
 def post(*headers: Header) -> Scope:

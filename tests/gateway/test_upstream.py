@@ -1,7 +1,9 @@
 """The gateway behind the reverse proxy: is it there, and whom does one trust?"""
 
 import asyncio
+import contextlib
 import ssl
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from asgi_session_pin import ConfigError, Gateway
 from asgi_session_pin.gateway.proxy import ReverseProxy, create_gateway
 from behaviour_document import Section, case
 from servers import free_port
+from tcp_servers import tcp_server
 
 
 class Server:
@@ -22,23 +25,15 @@ class Server:
         self.status = status
         self.tls = tls
 
-    async def __aenter__(self) -> str:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self.tls)
-        port = self._server.sockets[0].getsockname()[1]
-        return f"https://localhost:{port}" if self.tls else f"http://127.0.0.1:{port}"
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        await self._server.wait_closed()
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[str]:
+        async with tcp_server(self._serve, tls=self.tls) as port:
+            yield f"https://localhost:{port}" if self.tls else f"http://127.0.0.1:{port}"
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            self.heads.append(await reader.readuntil(b"\r\n\r\n"))
-            writer.write(b"HTTP/1.1 %d X\r\ncontent-length: 0\r\nconnection: close\r\n\r\n" % self.status)
-            await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        writer.close()
+        self.heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 %d X\r\ncontent-length: 0\r\nconnection: close\r\n\r\n" % self.status)
+        await writer.drain()
 
 
 async def get(proxy: ReverseProxy, path: str, method: str = "GET") -> Answer:
@@ -60,7 +55,7 @@ async def get(proxy: ReverseProxy, path: str, method: str = "GET") -> Answer:
 async def test_readiness_is_an_answer_of_the_upstream_and_asked_once_a_second(status: int) -> None:
     now = 100.0
     server = Server(status)
-    async with server as url:
+    async with server.running() as url:
         proxy = ReverseProxy(f"{url}/base", clock=lambda: now)
         assert await asyncio.gather(*(proxy.is_ready() for _ in range(5))) == [True] * 5
         assert [head.split(b"\r\n")[0] for head in server.heads] == [b"HEAD /base HTTP/1.1"]
@@ -78,11 +73,9 @@ async def test_readiness_is_an_answer_of_the_upstream_and_asked_once_a_second(st
 async def test_an_open_port_that_says_nothing_is_not_ready() -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
-        writer.close()
 
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        proxy = ReverseProxy(url, Gateway(connect_timeout_seconds=0.1))
+    async with tcp_server(serve) as port:
+        proxy = ReverseProxy(f"http://127.0.0.1:{port}", Gateway(connect_timeout_seconds=0.1))
         assert not await proxy.is_ready()
         await proxy.aclose()
 
@@ -103,7 +96,7 @@ async def test_authorities_are_the_systems_and_those_of_the_file(
     if how == "SSL_CERT_FILE":
         monkeypatch.setenv("SSL_CERT_FILE", str(file))
     settings = Gateway(ca_file=str(file)) if how == "ca_file" else Gateway()
-    async with Server(tls=context) as url:
+    async with Server(tls=context).running() as url:
         proxy = ReverseProxy(url, settings)
         found = await proxy.is_ready(), (await get(proxy, "/v1/models")).start["status"]
         await proxy.aclose()
@@ -119,7 +112,7 @@ def test_a_ca_file_that_cannot_be_used_fails_at_the_start(tmp_path: Path) -> Non
 
 
 async def test_a_switch_of_protocols_that_nobody_asked_for_is_no_answer() -> None:
-    async with Server(101) as url:
+    async with Server(101).running() as url:
         proxy = ReverseProxy(url)
         assert (await get(proxy, "/")).start["status"] == 502
         await proxy.aclose()
@@ -127,7 +120,7 @@ async def test_a_switch_of_protocols_that_nobody_asked_for_is_no_answer() -> Non
 
 def test_connections_are_made_anew_in_another_event_loop() -> None:
     async def ask(proxy: ReverseProxy) -> int:
-        async with Server() as url:
+        async with Server().running() as url:
             assert url
             return int((await get(proxy, "/")).start["status"])
 

@@ -22,13 +22,13 @@ from asgi_session_pin.gateway import create_gateway, websocket
 from asgi_session_pin.gateway.websocket import MAX_MESSAGE_BYTES
 from behaviour_document import Section, case
 from servers import free_port, serve_app
+from tcp_servers import Serve, tcp_server
 
 AS_IT_IS = {"server_header": False, "date_header": False, "proxy_headers": False, "ws_max_size": MAX_MESSAGE_BYTES}
 SERVERS = ["websockets-sansio", "wsproto"]
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 
 Handler = Callable[[ServerConnection], Awaitable[None]]
-RawHandler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 def url_of(server: Any) -> str:
@@ -67,20 +67,17 @@ async def echoing(handler: Handler | None = None, **options: Any) -> AsyncIterat
 
 
 @contextlib.asynccontextmanager
-async def raw_upstream(handler: RawHandler, *, switches: bool = True) -> AsyncIterator[str]:
+async def raw_upstream(handler: Serve, *, switches: bool = True) -> AsyncIterator[str]:
     """An upstream that leaves all behind the handshake, or the answer itself, to *handler*."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         if switches:
             writer.write(switching(head))
-        try:
-            await handler(reader, writer)
-        finally:
-            writer.close()
+        await handler(reader, writer)
 
-    async with await asyncio.start_server(answer, "127.0.0.1", 0, limit=2**22) as server:
-        yield url_of(server)
+    async with tcp_server(answer, limit=2**22) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def switching(head: bytes) -> bytes:
