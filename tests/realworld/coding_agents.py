@@ -1,11 +1,12 @@
 """Coding agents without a screen: one prompt in, the requests that reached the provider out.
 
-What `environment` and the settings files say is what a user sets, but for the switches that keep an agent from asking
-anybody else than its gateway.
+What `environment` and the settings files say is what docs/recipes.md shows, but for the switches that keep an agent
+from asking anybody else than its gateway.
 """
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -15,9 +16,11 @@ from typing import Any
 
 import pytest
 
+from code_blocks import block
 from realworld.pinned_router import PinnedRouter
 
 PROGRAMS = Path(sys.prefix) / "agents" / "node_modules" / ".bin"
+KEY = "sk-realworld"
 PATIENCE = 60  # seconds until an agent has to be done; the slowest takes 4
 
 
@@ -70,6 +73,11 @@ class Agent(ABC):
         assert f"Hello from {main_loop(requests)[-1]['served']}." in ended.stdout
         return requests
 
+    def asking(self, shown: str) -> str:
+        """Return settings that a document shows, for this agent's gateway."""
+        assert "http://localhost:8080" in shown
+        return shown.replace("http://localhost:8080", self.url)
+
     def surroundings(self, outside: socket.socket) -> dict[str, str]:
         """Return what any program gets; whatever is for the internet comes to *outside*, which answers nobody."""
         proxy = f"http://127.0.0.1:{outside.getsockname()[1]}"
@@ -88,14 +96,9 @@ class ClaudeCode(Agent):
         return ["claude", "--print", "--agents", json.dumps({"helper": helper}), *["--continue"] * resume]
 
     def environment(self, model: str) -> dict[str, str]:
-        return {
-            "ANTHROPIC_BASE_URL": self.url,
-            "ANTHROPIC_AUTH_TOKEN": "sk-realworld",
-            "ANTHROPIC_MODEL": model,
-            "ANTHROPIC_DEFAULT_HAIKU_MODEL": "small",
-            "CLAUDE_CODE_MAX_CONTEXT_TOKENS": "200000",
-            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
-        }
+        shown = self.asking(block("docs/recipes.md", "export ANTHROPIC_BASE_URL=")).replace("$GATEWAY_KEY", KEY)
+        offline = {"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1"}
+        return {**dict(re.findall(r"^export (\w+)=(.*)$", shown, re.MULTILINE)), "ANTHROPIC_MODEL": model, **offline}
 
 
 class Codex(Agent):
@@ -108,7 +111,6 @@ class Codex(Agent):
         super().__init__(home, router, pinned=pinned)
         (home / ".codex").mkdir()
         (home / ".codex" / "config.toml").write_text(f"""
-model_context_window = 200000
 check_for_update_on_startup = false
 {self.provider()}
 
@@ -121,22 +123,14 @@ enabled = false
 
     def provider(self) -> str:
         """Return the settings that name the gateway."""
-        return f"""
-model_provider = "gateway"
-
-[model_providers.gateway]
-name = "My gateway"
-base_url = "{self.url}/v1"
-env_key = "GATEWAY_KEY"
-wire_api = "responses"
-"""
+        return self.asking(block("docs/recipes.md", 'model = "auto"'))
 
     def command(self, model: str, resume: bool) -> list[str]:
         last = ["resume", "--last"] if resume else []
         return ["codex", "exec", "--skip-git-repo-check", "--model", model, *last, "-"]
 
     def environment(self, model: str) -> dict[str, str]:
-        return {"GATEWAY_KEY": "sk-realworld"}
+        return {"GATEWAY_KEY": KEY}
 
 
 class CodexByWebsocket(Codex):
@@ -150,10 +144,10 @@ class CodexOfOpenAI(Codex):
     """Codex with its own provider at another URL, which it asks by a websocket first."""
 
     def provider(self) -> str:
-        return f'openai_base_url = "{self.url}/v1"\n'
+        return f'model_context_window = 200000\nopenai_base_url = "{self.url}/v1"\n'
 
     def environment(self, model: str) -> dict[str, str]:
-        return {"CODEX_API_KEY": "sk-realworld"}
+        return {"CODEX_API_KEY": KEY}
 
 
 class OpenCode(Agent):
@@ -164,19 +158,9 @@ class OpenCode(Agent):
 
     def __init__(self, home: Path, router: PinnedRouter, *, pinned: bool = True) -> None:
         super().__init__(home, router, pinned=pinned)
-        provider = {
-            "npm": "@ai-sdk/openai-compatible",
-            "options": {"baseURL": f"{self.url}/v1", "apiKey": "{env:GATEWAY_KEY}"},
-            "models": {"auto": {}, "large": {}, "small": {}},
-        }
-        settings = {
-            "$schema": "https://opencode.ai/config.json",
-            "model": "gateway/auto",
-            "small_model": "gateway/small",
-            "provider": {"gateway": provider},
-            "enabled_providers": ["gateway"],
-            "autoupdate": False,
-        }
+        settings = json.loads(self.asking(block("docs/recipes.md", '{"model": "gateway/auto"')))
+        settings["provider"]["gateway"]["models"]["large"] = {}
+        settings["autoupdate"] = False
         (self.work / "opencode.json").write_text(json.dumps(settings))
 
     def command(self, model: str, resume: bool) -> list[str]:
@@ -184,4 +168,4 @@ class OpenCode(Agent):
 
     def environment(self, model: str) -> dict[str, str]:
         offline = {"OPENCODE_DISABLE_MODELS_FETCH": "1", "npm_config_offline": "true"}
-        return {"GATEWAY_KEY": "sk-realworld", **offline}
+        return {"GATEWAY_KEY": KEY, **offline}

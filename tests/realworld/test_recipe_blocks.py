@@ -6,13 +6,20 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from subprocess import PIPE
+from typing import Any
 
 import httpx
 import pytest
+from anthropic import Anthropic
+from langchain_openai import ChatOpenAI
+from openai import OpenAI
 
+from code_blocks import ROOT, block
+from realworld.asking import CHAT, EASY, HARD, chat, new_session
 from realworld.coding_agents import PROGRAMS
 from realworld.conftest import (
     LITELLM,
@@ -25,10 +32,11 @@ from realworld.conftest import (
 )
 from realworld.pinned_router import RECIPES, PinnedRouter, pinned_router
 from realworld.routing_provider import LARGE
-from servers import free_port
+from realworld.stacks import BACKEND
+from servers import free_port, is_open
+from shells import pasted
 
-ROOT = RECIPES.parent.parent
-DOCUMENT = (ROOT / "docs" / "recipes.md").read_text()
+SDKS = {"OpenAI": OpenAI, "Anthropic": Anthropic, "ChatOpenAI": ChatOpenAI}
 ENVIRONMENT = {"PATH": f"{SCRIPTS}:{os.environ['PATH']}", "HOME": os.environ["HOME"], "NO_PROXY": "127.0.0.1,localhost"}
 
 
@@ -40,7 +48,7 @@ def router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PinnedRouter]:
 
 def test_the_commands_for_litellm_pin_a_session() -> None:
     """Pasted into a shell, with other ports."""
-    [commands] = re.findall(r"## LiteLLM.*?```sh\n(.*?)```", DOCUMENT, re.DOTALL)
+    commands = block("docs/recipes.md", "export LITELLM_MASTER_KEY=")
     for port in ("9001", "4000"):
         commands = commands.replace(port, str(free_port()))
     own = str(free_port())
@@ -58,6 +66,52 @@ def test_the_commands_for_litellm_pin_a_session() -> None:
     told = re.findall(r"^x-session-(pin-status|model): (\S+)", output, re.MULTILINE)
     expected = [pair for status in ("miss", "hit", "hit") for pair in (("pin-status", status), ("model", "mini"))]
     assert told == expected, output + errors
+
+
+BEHIND = {
+    "vllm-router": block("docs/recipes.md", "vllm-router --worker-urls"),
+    "smg": block("docs/recipes.md", "smg launch"),
+}
+
+
+@pytest.mark.parametrize("router", BEHIND)
+def test_the_commands_for_routers_of_workers_pin_a_session(router: str, tmp_path: Path) -> None:
+    own, behind, figures = (str(free_port()) for _ in range(3))
+    with serve_command(tmp_path, sys.executable, BACKEND, ready="/health") as worker:
+        commands = BEHIND[router].replace("http://localhost:8000", worker).replace("4000", behind)
+        commands = commands.replace(" --disable-retries", f" --prometheus-port {figures} --disable-retries")
+        commands = f"{commands.strip()} --port {own}"
+        with pasted(commands, ROOT), httpx.Client(base_url=f"http://127.0.0.1:{own}", trust_env=False) as client:
+            deadline = time.monotonic() + PATIENCE
+            while not is_open(int(own)) or client.get("/health").status_code != 200:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            session = new_session()
+            answers = [client.post(CHAT, json=chat("auto", prompt), headers=session) for prompt in (HARD, EASY)]
+    assert [(answer.headers["x-session-pin-status"], answer.json()["model"]) for answer in answers] == [
+        ("miss", "large"),
+        ("hit", "large"),
+    ]
+
+
+def test_the_clients_of_sdks_that_are_shown_stay_on_the_routers_first_choice(
+    router: PinnedRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
+        monkeypatch.setenv(name, "sk-sdk")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    shown = block("docs/recipes.md", "OpenAI(base_url=").replace("http://localhost:8080", router.url)
+    openai, anthropic, langchain = (
+        eval(line, {**SDKS, "session_id": f"sdk-{number}"}) for number, line in enumerate(shown.splitlines())
+    )
+    hello: Any = [{"role": "user", "content": "Hello"}]
+    router.take_requests()
+    for _ in range(2):
+        openai.chat.completions.create(model="auto", messages=hello)
+        anthropic.messages.create(model="auto", messages=hello, max_tokens=16)
+        langchain.invoke("Hello")
+    models = [request["body"]["model"] for request in router.take_requests()]
+    assert models == ["auto"] * 3 + [LARGE] * 3
 
 
 @pytest.mark.parametrize("program", ["openai_agents.py", "langgraph_agent.py", "ai_sdk.mjs"])

@@ -22,8 +22,10 @@ ready to be cut down. A list that is given **replaces** the default. Values can 
 `${NAME:-default}`; a plain dollar sign is `$$`. What can't be used fails at start-up, all faults at once, each with its
 key, its line, what was found and what was expected.
 
-    asgi-session-pin check session_pin.yaml      # what a file sets, or what is wrong with it
-    asgi-session-pin schema >session_pin.schema.json   # for editors that read JSON schemas
+```sh
+asgi-session-pin check session_pin.yaml           # what a file sets, or what is wrong with it
+asgi-session-pin schema >session_pin.schema.json  # for editors that read JSON schemas
+```
 
 In Python each section is a class: `Config(routing=Routing(session_ttl_seconds=1800))`. Defaults stand in brackets.
 """

@@ -9,11 +9,10 @@ import pytest
 import yaml
 
 from asgi_session_pin import Config
+from code_blocks import BLOCKS, ROOT, block
 
-ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "examples" / "recipes").glob("*.yaml"))
 LITELLM = [ROOT / "examples" / "litellm" / name for name in ("session_pin.yaml", "balanced.yaml")]
-PROGRAMS = ("openai_agents.py", "langgraph_agent.py", "ai_sdk.mjs")
 DOCUMENT = ROOT / "docs" / "recipes.md"
 
 
@@ -40,18 +39,19 @@ def test_the_document_shows_the_settings_of_the_files_that_it_links_to() -> None
     assert linked == {*RECIPES, *LITELLM}
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_the_document_shows_what_is_in_the_programs_that_it_links_to(name: str) -> None:
-    [shown] = re.findall(rf"\(\.\./examples/recipes/{name}\)[^`]*```\w+\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+SHOWN = {
+    "openai_agents.py": block("docs/recipes.md", "settings = ModelSettings("),
+    "langgraph_agent.py": block("docs/recipes.md", "headers = {"),
+    "ai_sdk.mjs": block("docs/recipes.md", "const { text } = "),
+}
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_the_document_shows_what_is_in_the_programs_that_tests_run(name: str) -> None:
     program = {line.strip() for line in (ROOT / "examples" / "recipes" / name).read_text().splitlines()}
-    assert {line.strip() for line in shown.splitlines()} <= program
+    assert {line.strip() for line in SHOWN[name].splitlines()} <= program
 
 
-@pytest.mark.parametrize("block", re.findall(r"```json\n(.*?)```", DOCUMENT.read_text(), re.DOTALL))
-def test_settings_of_clients_in_json_are_json(block: str) -> None:
-    assert json.loads(block)
-
-
-@pytest.mark.parametrize("block", re.findall(r"```(?:yml|toml)\n(.*?)```", DOCUMENT.read_text(), re.DOTALL))
-def test_settings_of_clients_in_yaml_and_toml_can_be_read(block: str) -> None:
-    assert tomllib.loads(block) if "= " in block else yaml.safe_load(block)
+@pytest.mark.parametrize("shown", [each.text for each in BLOCKS if each.language in ("json", "toml", "yml")])
+def test_settings_of_clients_can_be_read(shown: str) -> None:
+    assert json.loads(shown) if shown[0] == "{" else tomllib.loads(shown) if " = " in shown else yaml.safe_load(shown)
