@@ -15,6 +15,7 @@ from asgi_session_pin import (
     Config,
     Failover,
     Limits,
+    MemoryStore,
     PinEvent,
     Routing,
     SessionPinMiddleware,
@@ -503,6 +504,96 @@ async def test_a_pin_that_lapses_is_decided_afresh() -> None:
         await client.turn()
         await client.turn()
     assert provider.asked == ["auto", "a", "auto", "b"]
+
+
+OUTPUT = {"type": "function_call_output", "call_id": "c1", "output": "noon"}
+ASSISTANT = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Hello."}]}
+
+
+def said(text: str) -> list[dict[str, Any]]:
+    """What a person says, after an answer."""
+    content = [{"type": "input_text", "text": text}]
+    return [ASSISTANT, {"type": "message", "role": "user", "content": content}]
+
+
+@case(
+    Section.WEBSOCKET,
+    "a pin has lapsed, and a `response.create` goes on in a tool loop, or from a response that the provider keeps",
+    "it keeps the pin for `tool_loop_seconds`, as for HTTP",
+)
+@pytest.mark.parametrize("going_on", [{"input": [OUTPUT]}, {"previous_response_id": "resp_1"}], ids=["tool", "state"])
+async def test_a_pin_that_lapsed_goes_on_in_a_tool_loop(going_on: dict[str, Any]) -> None:
+    provider, clock = Provider("a", "b"), Clock()
+    async with connected(SessionPinMiddleware(provider, clock=clock)) as client:
+        await client.turn()
+        for seconds in (700, 4199, 4200):
+            clock.now += seconds
+            await client.turn(**going_on)
+        await client.turn()
+    assert provider.asked == ["auto", "a", "a", "auto", "b"]
+
+
+@case(
+    Section.WEBSOCKET,
+    "`release: user_turn`, and a person has said something in a `response.create` where a switch is safe",
+    "it is routed, and decides afresh",
+)
+async def test_with_release_the_router_decides_anew_where_a_person_says_something() -> None:
+    provider, events = Provider("a", "b", "c"), list[PinEvent]()
+    config = Config(routing=Routing(release="user_turn"))
+    async with connected(SessionPinMiddleware(provider, config=config, listeners=[events.append])) as client:
+        await client.turn(input=said("Go on."))
+        await client.turn(input=[OUTPUT])
+        await client.turn(input=said("<environment_context>noon</environment_context>"))
+        await client.turn(input=said("Go on."), previous_response_id="resp_1")
+        await client.turn(input=said("Go on."))
+        await client.turn(input=[OUTPUT])
+    assert provider.asked == ["auto", "a", "a", "a", "auto", "b"]
+    assert [event.changes for event in events] == [("made",), (), (), (), ("released", "made"), ()]
+
+
+async def test_with_release_a_subagent_leaves_the_loop_of_its_parent_alone() -> None:
+    provider = Provider("a", "b")
+    app = SessionPinMiddleware(provider, config=Config(routing=Routing(release="user_turn")))
+    async with connected(app) as parent, connected(app, SESSION, (b"x-openai-subagent", b"review")) as child:
+        await parent.turn()
+        await child.turn(input=said("Review it."))
+        await parent.turn(input=[OUTPUT])
+    assert provider.asked == ["auto", "a", "a"]
+
+
+async def test_with_release_a_warm_up_is_routed_and_so_is_the_turn_that_it_is_for() -> None:
+    provider = Provider("a", "b", "c")
+    config = Config(routing=Routing(release="user_turn"))
+    async with connected(SessionPinMiddleware(provider, config=config)) as client:
+        await client.turn(input=said("Hello."))
+        await client.turn(input=said("Go on."), generate=False)
+        await client.turn(input=[], previous_response_id="resp_1")
+        await client.turn(input=[OUTPUT], previous_response_id="resp_1")
+    assert provider.asked == ["auto", "auto", "auto", "c"]
+
+
+@case(
+    Section.WEBSOCKET,
+    "a pin's model is one of `routing.retired_models`, or retired by an operator",
+    "the next `response.create` where a switch is safe is routed, and no answer makes such a pin",
+)
+@pytest.mark.parametrize("by_operator", [False, True], ids=["settings", "operator"])
+async def test_a_retired_model_ends_where_a_switch_is_safe(by_operator: bool) -> None:
+    provider, events = Provider("a", "a", "b"), list[PinEvent]()
+    store = MemoryStore()
+    async with connected(SessionPinMiddleware(provider, store=store)) as client:
+        await client.turn()
+    config = Config(routing=Routing(retired_models=() if by_operator else ("a*",), decision_wait_seconds=0))
+    app = SessionPinMiddleware(provider, config=config, store=store, listeners=[events.append])
+    if by_operator:
+        await app.runtime.steering.retire("a", True)
+    async with connected(app) as client:
+        for sent in ([OUTPUT], said("Go on."), said("Go on."), [OUTPUT]):
+            await client.turn(input=sent)
+    assert provider.asked == ["auto", "a", "auto", "auto", "b"]
+    assert statuses(events) == ["hit", "miss", "miss", "hit"]
+    assert [event.changes for event in events] == [(), ("retired",), ("made",), ()]
 
 
 async def test_a_long_answer_renews_the_pin_at_its_end() -> None:
