@@ -11,7 +11,7 @@ from ..wire.compression import open_decoder
 from ..wire.headers import EVENTS, JSON, media_type
 from ..wire.json import Members, find_string, read_object
 from ..wire.sse import EventDecoder
-from .litellm import Deployment
+from .litellm import ROUTER_HEADERS, Deployment, auto_routers
 from .places import BODY_DEFAULTS, MAX_SOURCES, names_in_body, names_in_headers, rank, unusable_name
 
 NONSENSE = "asgi-session-pin-probe-nonexistent"  # a name that no gateway has
@@ -99,6 +99,12 @@ class Evidence(msgspec.Struct, kw_only=True):
     def is_litellm(self) -> bool:
         """Whether the gateway is a LiteLLM."""
         return any(name.startswith(b"x-litellm-") for reply in self.replies for name in reply.headers)
+
+    @property
+    def is_auto_routed(self) -> bool:
+        """Whether the gateway is a LiteLLM that has an auto-router."""
+        tells = any(name.startswith(ROUTER_HEADERS) for reply in self.replies for name in reply.headers)
+        return tells or bool(auto_routers(self.deployments))
 
     @property
     def known(self) -> frozenset[str]:

@@ -11,7 +11,7 @@ from ..config.patterns import Alias
 from ..pin import NamedModel
 from ..response.rules import ModelRules, is_same_model
 from .evidence import NONSENSE, Evidence, Reply, shown
-from .litellm import MAX_ALIASES, auto_routers, group_aliases, shorten
+from .litellm import MAX_ALIASES, UNLESS, auto_routers, group_aliases, shorten
 from .places import DEFAULTS, rank, undated
 
 # A gateway that is silent or busy tells nothing about a name.
@@ -295,6 +295,8 @@ def settings_of(evidence: Evidence, finding: Finding) -> dict[str, Any]:
         decisions["sources"] = list(finding.sources)
     if finding.aliases:
         decisions["aliases"] = dict(finding.aliases)
+    if evidence.is_auto_routed:
+        decisions["unless"] = UNLESS
     names = router_models(evidence, finding)
     settings = ({"routing": {"router_models": names}} if names else {}) | (
         {"decisions": decisions} if decisions else {}

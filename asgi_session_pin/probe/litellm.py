@@ -12,6 +12,20 @@ MAX_LISTED = 5_000
 MAX_ALIASES = 100
 _ROUTER = "auto_router/"
 
+ROUTER_HEADERS = b"x-litellm-complexity-router-"
+"""How the headers begin in which an auto-router tells of its choice."""
+
+UNLESS = {
+    f"header:{ROUTER_HEADERS.decode()}cause": [
+        "housekeeping",
+        "plan_mode",
+        "default_model_fallback",
+        "modality_*",
+        "health_*",
+    ]
+}
+"""`decisions.unless`: why an auto-router chooses for one request alone. Such a choice decides nothing for a session."""
+
 
 class Deployment(NamedTuple):
     """One deployment: the group's name that clients ask for, what it asks its provider for, and its id."""

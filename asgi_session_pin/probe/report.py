@@ -178,6 +178,11 @@ class Report:
             notes.append(
                 "aliases: what LiteLLM's /model/info says of its groups; of these only the names above were tried."
             )
+        if self._evidence.is_auto_routed:
+            notes.append(
+                "unless: what LiteLLM's auto-router says of a choice that is for one request alone, such as a title's; "
+                "it decides nothing for the session."
+            )
         if len(finding.aliases) >= MAX_ALIASES:
             notes.append(f"aliases: of many, {len(finding.aliases)} are here; add those that the router can choose.")
         return notes

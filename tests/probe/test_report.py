@@ -160,6 +160,7 @@ def test_a_litellm_that_hides_its_groups_is_probed_with_their_names(told: Told) 
     assert "Use a key that may read it, or give the names of the models to --model too." in told.output
     assert told(FakeGateway(litellm), "--model", "smart", "small", "large") == 0
     assert f"aliases: {SMALL}: small {LARGE}: large" in told.output
+    assert "header:x-litellm-complexity-router-cause: - housekeeping - plan_mode" in told.output
 
 
 def test_aliases_that_are_left_out_are_told(told: Told) -> None:

@@ -15,6 +15,7 @@ from asgi_session_pin import Config, SessionPinMiddleware
 from asgi_session_pin.cli import main
 from asgi_session_pin.config import Decisions
 from asgi_session_pin.probe.asking import EASY, HARD
+from asgi_session_pin.probe.litellm import UNLESS
 from fake_gateways import (
     DEPLOYMENTS,
     LARGE,
@@ -159,8 +160,13 @@ def test_litellm_gets_its_header_its_groups_and_its_auto_routers(probe: Probe, f
     outcome = probe(gateway, "smart")
     assert outcome.report["settings"] == {
         "routing": {"router_models": ["smart"]},
-        "decisions": {"sources": ["header:x-litellm-model-name", *DEFAULTS], "aliases": {"acme/*": "*"}},
+        "decisions": {
+            "sources": ["header:x-litellm-model-name", *DEFAULTS],
+            "aliases": {"acme/*": "*"},
+            "unless": UNLESS,
+        },
     }
+    assert "unless: what LiteLLM's auto-router says" in outcome.notes
     assert [each["model"] for each in outcome.report["candidates"]] == ["small", "large"]
     assert "body:model only repeats the name that was asked for" in outcome.text
     assert "score" not in outcome.text
