@@ -22,7 +22,7 @@ from .request.session import asked_model, asks_for_response, asks_for_stream
 from .response.decision import DecisionEditor, Edit, ask_for_identity, reply, tell_choice, tell_pin
 from .response.restore import Restorer
 from .wire.headers import Headers, is_identity
-from .wire.json import Members, decode_members, find_string, put_model
+from .wire.json import Members, decode_members, put_model
 
 HELD = (Stage.WAITING, Stage.HOLDING, Stage.FAILING, Stage.DROPPED)  # nothing of the answer has gone out
 
@@ -128,8 +128,8 @@ async def _read(exchange: Exchange) -> tuple[Members, bytes] | None:
         return None
     exchange.key = runtime.sessions.key(exchange.session_id, exchange.picked, asked)
     exchange.streams = asks_for_stream(members)
-    if runtime.config.restore_model and not exchange.decides:
-        _restore_model(exchange, members)
+    if runtime.config.restore_model and isinstance(asked, str) and not exchange.decides:
+        _restore_model(exchange, asked)
     if exchange.coding:
         body.put(content)
         exchange.headers = decoded_headers(exchange.headers, len(content))
@@ -157,12 +157,10 @@ async def _read_on(exchange: Exchange, body: RequestBody, content: bytes | None)
     return content
 
 
-def _restore_model(exchange: Exchange, members: Members) -> None:
+def _restore_model(exchange: Exchange, asked: str) -> None:
     """Have the answer name the model that the client asked for, behind all that looks at it."""
-    asked = find_string(members, ("model",))
-    if asked is not None:
-        limit = exchange.runtime.rules.max_bytes
-        exchange.send = Restorer(exchange.send, asked, streams=exchange.streams, max_bytes=limit).send
+    exchange.server_send = exchange.server_send or exchange.send
+    exchange.send = Restorer(exchange.send, asked, exchange.streams, exchange.runtime.rules.max_bytes).send
 
 
 def _routed(exchange: Exchange) -> Answer:

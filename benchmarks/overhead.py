@@ -15,8 +15,9 @@ import platform
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.applications import Starlette
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
@@ -25,7 +26,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from asgi_session_pin import MemoryStore, Pin, SessionPinMiddleware
+from asgi_session_pin import Config, MemoryStore, Pin, SessionPinMiddleware
 
 CHAT = "/v1/chat/completions"
 CREDENTIAL = (b"authorization", b"Bearer sk-" + b"k" * 40)
@@ -201,37 +202,48 @@ async def seconds_per_request(
     return (clock() - started) / count
 
 
-Case = tuple[str, ASGIApp, int, bytes, str, str]
+class Case(NamedTuple):
+    """What is measured: *count* requests a round. With a *config*, also what it costs beside the defaults."""
+
+    name: str
+    app: ASGIApp
+    count: int
+    body: bytes
+    path: str = CHAT
+    kind: str = "hit"
+    config: Config | None = None
 
 
 def cases() -> list[Case]:
     kilobyte = request_body(1_000)
-    json_cases: list[Case] = [
-        ("another path", answer_json, 4000, kilobyte, "/api/users/17/items", "miss"),
-        ("no session header", answer_json, 4000, kilobyte, CHAT, "none"),
-        ("miss, 1 KB", answer_json, 2000, kilobyte, CHAT, "miss"),
-        ("hit, 1 KB", answer_json, 2000, kilobyte, CHAT, "hit"),
-        ("hit, 10 KB", answer_json, 1000, request_body(10_000), CHAT, "hit"),
-        ("hit, 100 KB", answer_json, 200, request_body(100_000), CHAT, "hit"),
-        ("Starlette, miss, 1 KB", IN_STARLETTE, 1000, kilobyte, CHAT, "miss"),
-        ("Starlette, hit, 1 KB", IN_STARLETTE, 1000, kilobyte, CHAT, "hit"),
-        ("hit, 1 MB", answer_json, 20, request_body(1_000_000), CHAT, "hit"),
-    ]
+    restored = Config(restore_model=True)
     return [
-        *json_cases,
-        (f"SSE of {SSE_CHUNKS}, miss", answer_stream, 40, kilobyte, CHAT, "miss"),
-        (f"SSE of {SSE_CHUNKS}, hit", answer_stream, 40, kilobyte, CHAT, "hit"),
+        Case("another path", answer_json, 4000, kilobyte, "/api/users/17/items", "miss"),
+        Case("no session header", answer_json, 4000, kilobyte, kind="none"),
+        Case("miss, 1 KB", answer_json, 2000, kilobyte, kind="miss"),
+        Case("hit, 1 KB", answer_json, 2000, kilobyte),
+        Case("hit, 10 KB", answer_json, 1000, request_body(10_000)),
+        Case("hit, 100 KB", answer_json, 200, request_body(100_000)),
+        Case("Starlette, miss, 1 KB", IN_STARLETTE, 1000, kilobyte, kind="miss"),
+        Case("Starlette, hit, 1 KB", IN_STARLETTE, 1000, kilobyte),
+        Case("hit, 1 MB", answer_json, 20, request_body(1_000_000)),
+        Case("restored, 1 KB", answer_json, 2000, kilobyte, config=restored),
+        Case(f"SSE of {SSE_CHUNKS}, miss", answer_stream, 40, kilobyte, kind="miss"),
+        Case(f"SSE of {SSE_CHUNKS}, hit", answer_stream, 40, kilobyte),
+        Case(f"SSE of {SSE_CHUNKS}, restored", answer_stream, 40, kilobyte, config=restored),
     ]
 
 
 async def measure(case: Case, rounds: int) -> dict[str, float]:
-    _, app, count, body, path, kind = case
+    _, app, count, body, path, kind, config = case
     builders: dict[str, Callable[[ASGIApp], ASGIApp]] = {
         "bare": lambda app: app,
         "no-op": Noop,
-        "ours": SessionPinMiddleware,
+        "ours": partial(SessionPinMiddleware, config=config),
         "naive": Naive,
     }
+    if config is not None:
+        builders["defaults"] = SessionPinMiddleware
     candidates = {name: build(app) for name, build in builders.items()}
     warm = [next(FRESH) for _ in range(SESSIONS)]
     times: dict[str, list[float]] = {name: [] for name in candidates}
@@ -293,18 +305,20 @@ async def main() -> None:
     print(f"Python {platform.python_version()}, {packages}; {platform.system()} {platform.machine()}\n")
     print(f"{'µs per request':<23}{'bare':>9}{'no-op':>9}{'ours':>9}{'naive':>10}{'ours/no-op':>12}{'naive/ours':>12}")
     for case in cases():
-        if arguments.only not in case[0]:
+        if arguments.only not in case.name:
             continue
         found = await measure(case, arguments.rounds)
         columns = "".join(f"{found[name]:9.2f}" for name in ("bare", "no-op", "ours")) + f"{found['naive']:10.1f}"
         added = found["ours"] - found["no-op"]
         note = ""
-        if "KB" in case[0] or "MB" in case[0]:
-            note = f"  added {added:.1f} µs, json loads+dumps alone {json_round_trip(case[3]) / added:.1f}x that"
-        if "SSE" in case[0]:
+        if "defaults" in found:
+            note = f"  {found['ours'] / found['defaults']:.2f}x of {found['defaults']:.2f}, a hit by the defaults"
+        elif "KB" in case.name or "MB" in case.name:
+            note = f"  added {added:.1f} µs, json loads+dumps alone {json_round_trip(case.body) / added:.1f}x that"
+        elif "SSE" in case.name:
             note = f"  added {added / SSE_CHUNKS * 1e3:.0f} ns a chunk"
         ratios = f"{found['ours'] / found['no-op']:12.2f}{found['naive'] / found['ours']:12.1f}"
-        print(f"{case[0]:<23}{columns}{ratios}{note}", flush=True)
+        print(f"{case.name:<23}{columns}{ratios}{note}", flush=True)
     if not arguments.only:
         await table_figures(arguments.pins)
 

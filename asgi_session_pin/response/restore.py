@@ -1,12 +1,15 @@
 """`restore_model`: the answer names the model that the client asked for, wherever the routed one stood."""
 
 import re
+from collections.abc import Awaitable
 from enum import Enum
 
+import msgspec
 from starlette.types import Message, Send
 
-from ..wire.headers import JSON, is_identity, media_type, without
-from ..wire.json import find_string, put_string, read_object
+from ..log import Opaque
+from ..wire.headers import JSON, HeaderPicker, is_identity, media_type, without
+from ..wire.json import encode_json, find_string, put_string, read_object
 from ..wire.messages import body_of
 
 # Where chat completions, messages and responses name their model.
@@ -17,6 +20,7 @@ _BOM = b"\xef\xbb\xbf"
 _line = re.compile(rb"[^\r\n]+")
 _last_end = re.compile(rb"[\r\n][^\r\n]*\Z").search
 _LENGTH = frozenset({b"content-length"})
+_heeded = HeaderPicker({b"content-type", b"content-encoding"})
 
 
 class _Stage(Enum):
@@ -27,112 +31,154 @@ class _Stage(Enum):
     PASSING = "it goes on as it is"
 
 
-class Restorer:
-    """Stands between us and the server's *send*, once the model of the request, *asked*, is known.
+_LINES, _PASSING = _Stage.LINES, _Stage.PASSING  # looked up for each message
+
+
+class Restorer(Opaque):
+    """Stands between us and the server's `send`, *onward*, once the model of the request, *asked*, is known.
 
     A JSON answer of up to *max_bytes* is held until it is whole; of a stream no more than the line that is not. What is
     compressed goes on as it is, which `X-Session-Pin-Status` then tells.
     """
 
-    def __init__(self, send: Send, asked: str, *, streams: bool, max_bytes: int) -> None:
-        self._send = send
-        self._asked = asked
-        self._streams = streams
-        self._max_bytes = max_bytes
-        self._stage = _Stage.WAITING
-        self._start: Message = {}
-        self._held = b""
+    onward: Send
+    asked: str
+    streams: bool  # whether the request asks for a stream
+    max_bytes: int
+    stage: _Stage = _Stage.WAITING
+    start: Message | None = None  # held with the JSON
+    held: bytes = b""
+    head: bytes = b""  # how the last event began, up to the end of its model: in a stream most do so
+    restored_head: bytes = b""  # and what has become of it
 
-    async def send(self, message: Message) -> None:
-        """Take a message of the answer (ASGI). What the server's *send* raises passes through here."""
-        if message["type"] == "http.response.start":
-            await self._begin(message)
-        elif message["type"] != "http.response.body":
-            await self._give_up(message)
-        elif self._stage is _Stage.WHOLE:
-            await self._hold(message)
-        elif self._stage is _Stage.PASSING:
-            await self._send(message)
-        else:
-            await self._pass_lines(message)
+    def send(self, message: Message) -> Awaitable[None]:
+        """Take a message of the answer (ASGI). What the server's *send* raises passes through."""
+        stage = self.stage
+        if stage is _PASSING:
+            return self.onward(message)
+        if message["type"] != "http.response.body":
+            return self._begin(message) if message["type"] == "http.response.start" else self._give_up(message)
+        if stage is _Stage.WHOLE:
+            return self._hold(message)
+        if stage is _LINES and not self.held:
+            body = body_of(message)
+            if body.endswith(b"\n"):  # whole lines, mostly of one event
+                told = self._in_lines(body)
+                return self.onward(message if told is body else {**message, "body": told})
+        return self._pass_lines(message)
 
     async def _give_up(self, message: Message) -> None:
         """Pass on what is no body, such as the path of a file that the server is to send."""
-        if self._stage is _Stage.WHOLE:
-            self._stage = _Stage.PASSING
-            await self._send(self._start)
-        await self._send(message)
+        if self.start is not None:
+            self.stage = _PASSING
+            await self.onward(self.start)
+        await self.onward(message)
 
     async def _begin(self, message: Message) -> None:
         headers = message["headers"]
-        picked = {name.lower(): value for name, value in headers}
+        picked = _heeded.pick(headers)
         kind = media_type(picked.get(b"content-type", b""))
-        if message["status"] // 100 != 2 or (kind is None and not self._streams):
-            self._stage = _Stage.PASSING
+        if message["status"] // 100 != 2 or (kind is None and not self.streams):
+            self.stage = _PASSING
         elif not is_identity(picked.get(b"content-encoding", b"")):
-            self._stage = _Stage.PASSING
+            self.stage = _PASSING
             headers = [_told(header) for header in headers]
-        elif kind == JSON and not self._streams:
-            self._stage = _Stage.WHOLE
-            self._start = message
+        elif kind == JSON and not self.streams:
+            self.stage = _Stage.WHOLE
+            self.start = message
             return
         else:
-            self._stage = _Stage.LINES
+            self.stage = _LINES
             headers = without(headers, _LENGTH)
-        await self._send({**message, "headers": headers})
+        await self.onward({**message, "headers": headers})
 
     async def _hold(self, message: Message) -> None:
-        self._held += body_of(message)
+        self.held += body_of(message)
         more = message.get("more_body", False)
-        if more and len(self._held) <= self._max_bytes:
+        if more and len(self.held) <= self.max_bytes:
             return
-        self._stage = _Stage.PASSING
-        body = self._held if more else restored(self._held, self._asked)
-        start, self._held, self._start = self._start, b"", {}
+        self.stage = _PASSING
+        body = self.held if more else restored(self.held, self.asked)
+        start, self.held, self.start = self.start, b"", None
+        assert start is not None
         if not more:
             length = (b"content-length", b"%d" % len(body))
             start = {**start, "headers": [*without(start["headers"], _LENGTH), length]}
-        await self._send(start)
-        await self._send({**message, "body": body})
+        await self.onward(start)
+        await self.onward({**message, "body": body})
 
     async def _pass_lines(self, message: Message) -> None:
-        text = self._held + body_of(message)
-        self._held = b""
+        text = self.held + body_of(message)
+        self.held = b""
         if not message.get("more_body", False):
-            return await self._send({**message, "body": self._in_lines(text)})
+            return await self.onward({**message, "body": self._in_lines(text)})
         found = _last_end(text)
         end = 0 if found is None else found.start() + 1
-        if len(text) - end > _MAX_LINE or (end == 0 and self._stage is _Stage.REST):
-            done, self._stage = self._in_lines(text), _Stage.REST
+        if len(text) - end > _MAX_LINE or (end == 0 and self.stage is _Stage.REST):
+            done, self.stage = self._in_lines(text), _Stage.REST
         else:
-            done, self._held, self._stage = self._in_lines(text[:end]), text[end:], _Stage.LINES
+            done, self.held, self.stage = self._in_lines(text[:end]), text[end:], _LINES
         if done:
-            await self._send({**message, "body": done})
+            await self.onward({**message, "body": done})
         return None
 
     def _in_lines(self, text: bytes) -> bytes:
+        if self.stage is _LINES and text.startswith(self.head) and text.find(_MARK, len(self.head)) < 0:
+            return self.restored_head + text[len(self.head) :]
         if _MARK not in text:
             return text
         rest = b""
-        if self._stage is _Stage.REST:  # of a line whose beginning has gone out
+        if self.stage is _Stage.REST:  # of a line whose beginning has gone out
             found = _line.match(text)
             rest = b"" if found is None else found[0]
         return rest + _line.sub(self._restored_line, text[len(rest) :])
 
-    def _restored_line(self, line: re.Match[bytes]) -> bytes:
-        before, brace, after = line[0].partition(b"{")
-        is_data = before.rstrip().removeprefix(_BOM) in (b"data:", b"")
-        return before + restored(brace + after, self._asked) if is_data else line[0]
+    def _restored_line(self, found: re.Match[bytes]) -> bytes:
+        line = found[0]
+        before, brace, after = line.partition(b"{")
+        if before.rstrip().removeprefix(_BOM) not in (b"data:", b""):
+            return line
+        value = _only_model(brace + after)
+        if value is None:
+            return before + restored(brace + after, self.asked)
+        start, end = len(before) + value.start(1), len(before) + value.end(1)
+        self.head, self.restored_head = line[:end], line[:start] + encode_json(self.asked)
+        return self.restored_head + line[end:]
 
 
 def restored(text: bytes, model: str) -> bytes:
     """Return the JSON *text* with *model* wherever an answer names one; other values keep their bytes."""
+    value = _only_model(text)
+    if value is not None:
+        return text[: value.start(1)] + encode_json(model) + text[value.end(1) :]
     members = read_object(text)
     for path in _PATHS:
         named = find_string(members, path)
         if named and named != model:
             text = put_string(text, path, model)
     return text
+
+
+class _Named(msgspec.Struct):
+    model: str
+
+
+_decode_named = msgspec.json.Decoder(_Named).decode
+_value = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.)*")').match
+
+
+def _only_model(text: bytes) -> re.Match[bytes] | None:
+    """Return where the JSON *text* names its model, as a match's first group, if nothing else in it has that name.
+
+    Then, as in most answers, the text need not be taken apart.
+    """
+    position = text.find(_MARK)
+    if position < 0 or text.find(_MARK, position + 1) >= 0:
+        return None
+    try:
+        return _value(text, position) if _decode_named(text).model else None
+    except (ValueError, RecursionError):  # it is somewhere else, or nowhere
+        return None
 
 
 def _told(header: tuple[bytes, bytes]) -> tuple[bytes, bytes]:

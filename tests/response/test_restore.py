@@ -52,6 +52,9 @@ def run(
         (b'{"model":"auto", "a": [ 1 ]}', b'{"model":"auto", "a": [ 1 ]}'),
         (b'{"model":"", "choices":[{"model":"x"}]}', b'{"model":"", "choices":[{"model":"x"}]}'),
         (b'{"model":7}', b'{"model":7}'),
+        (b'{"mod\\u0065l":"m", "a":"model"}', b'{"model":"auto","a":"model"}'),
+        (b'{ "model" : "a\\"b" , "n":1.50}', b'{ "model" : "auto" , "n":1.50}'),
+        (b'{"model":"m","a":["model"]}', b'{"model":"auto","a":["model"]}'),
         (b'["model"]', b'["model"]'),
         (b'{"model":"cut', b'{"model":"cut'),
         (b"", b""),
@@ -85,6 +88,42 @@ def test_events_name_the_model_that_was_asked_for_wherever_they_are_cut(cuts: li
     headers, pieces = run(chunks, EVENTS, (b"content-length", b"7"))
     assert headers == [EVENTS]
     assert b"".join(pieces) == SEEN
+
+
+def event(model: str, **more: Any) -> bytes:
+    return b"data: %s\n\n" % json.dumps({"id": 1, "model": model, **more}).encode()
+
+
+ALIKE = [
+    *(event("gpt-4o", n=n) for n in range(3)),
+    event("gpt-4o", choices=[{"model": "gpt-4o"}]) + event("gpt-4o", n=3) + b": a comment\n\n",
+    event("gpt-4o-mini", x="model"),
+    event("gpt-4o", model_2={"x": "\\", "message": {"model": "gpt-4o"}}),
+    event("gpt-4o", n=4) + event("gpt-5", n=5),
+    event('quo"te\\', n=6),
+    event('quo"te\\', n=7),
+    event("", n=8),
+    event("auto", n=9),
+    b"data: [DONE]\n\n",
+]
+
+
+def test_events_that_begin_alike_are_restored_and_nothing_else_in_them() -> None:
+    _, pieces = run(ALIKE, EVENTS)
+    assert len(pieces) == len(ALIKE)
+    for piece, chunk in zip(pieces, ALIKE, strict=True):
+        for told, came in zip(piece.split(b"\n\n"), chunk.split(b"\n\n"), strict=True):
+            if came[6:7] != b"{":
+                assert told == came
+                continue
+            expected = json.loads(came[6:])
+            expected["model"] = "auto" if expected["model"] else ""
+            assert json.loads(told[6:]) == expected
+
+
+def test_a_text_that_is_no_json_is_no_model_to_begin_with() -> None:
+    chunks = [b'data: {"model":"m" x\n\n', b'data: {"a":"model","model":"m"}\n\n', b'data: {"a":"model"}\n\n']
+    assert run(chunks, EVENTS)[1] == [chunks[0], chunks[1].replace(b'"m"', b'"auto"'), chunks[2]]
 
 
 def test_an_event_goes_on_as_soon_as_its_line_is_there() -> None:
