@@ -118,7 +118,7 @@ class SessionPinMiddleware:
                 self._notices.stray(scope, is_ignored=self._match(scope["path"]) is not None)
         elif kind == "lifespan":
             self._heed_log_level()
-            send = self._closing(send)
+            send = self._living(send)
         await self.app(scope, receive, send)
         return None
 
@@ -202,13 +202,15 @@ class SessionPinMiddleware:
                 return endpoint
         return None
 
-    def _closing(self, send: Send) -> Send:
-        async def send_and_close(message: Message) -> None:
-            if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
+    def _living(self, send: Send) -> Send:
+        async def start_or_close_and_send(message: Message) -> None:
+            if message["type"] == "lifespan.startup.complete":
+                await self.runtime.steering.start()
+            elif message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
                 await self.aclose()
             await send(message)
 
-        return send_and_close
+        return start_or_close_and_send
 
 
 def get_pinning(app: Any) -> SessionPinMiddleware:
@@ -261,7 +263,7 @@ def make_runtime(
         remembered=RememberedDecisions(routing.session_ttl_seconds, clock, pins.now),
         hold_timer=HoldTimer(),
         warn=warn,
-        steering=Steering(store, warn),
+        steering=Steering(store, warn, clock),
         store=store,
         listeners=listening,
         counters=[],

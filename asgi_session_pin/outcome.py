@@ -62,7 +62,7 @@ def _chosen(exchange: Exchange, reader: Reader) -> Pin | None:
             _warn_of_hidden_choices(exchange)
         elif found.name == exchange.asked and runtime.is_routed is None and not exchange.decides:
             _tell_of_an_echo(exchange)
-    if model in runtime.steering.retired:
+    if runtime.steering.was_retired(model, exchange.used):
         return None
     if runtime.health.has_refused and runtime.health.is_refused(exchange.credential, model):
         return None
@@ -82,7 +82,8 @@ def _why_unpinned(exchange: Exchange, reader: Reader) -> str:
     if reader.found is None:
         return "no-model" if reader.unread is None else "unread"
     model = reader.found.model
-    return "unusable-model" if model is None or model in exchange.runtime.steering.retired else "refused-model"
+    is_usable = model is not None and not exchange.runtime.steering.was_retired(model, exchange.used)
+    return "refused-model" if is_usable else "unusable-model"
 
 
 def put_pin(exchange: Exchange, pin: Pin, members: Members) -> Members | None:

@@ -27,6 +27,7 @@ class ServerProtocol(HttpToolsProtocol):
         super().__init__(*arguments, **options)
         self._is_in_head = False
         self._is_declining = False
+        self._may_stay = True  # after the next answer
         self._unparsed = 0  # bytes since the parser told of anything but headers
         self._unanswered: list[_Cycle] = []  # in their order: the first one runs
 
@@ -91,7 +92,7 @@ class ServerProtocol(HttpToolsProtocol):
         self.scope["path"] = self.root_path + unquote(raw_path.decode("ascii"))
         self.scope["raw_path"] = self.root_path.encode("ascii") + raw_path
         self.scope["query_string"] = query
-        self.cycle = cycle = self._make_cycle(may_stay=version == "1.1" and self.parser.should_keep_alive())
+        self.cycle = cycle = self._make_cycle(version == "1.1" and self._may_stay and self.parser.should_keep_alive())
         self._unanswered.append(cycle)
         if len(self._unanswered) == 1:
             self._start_asgi_task(cycle, self.app)
@@ -148,6 +149,14 @@ class ServerProtocol(HttpToolsProtocol):
             cycle.disconnected = True
             cycle.message_event.set()
         super().connection_lost(exc)
+
+    def retire(self) -> None:
+        """Close the connection when it is idle. One that was just made is to be used: its request is answered first."""
+        cycle: Any = self.cycle  # None before the first one
+        if cycle is None or self._is_in_head:
+            self._may_stay = False
+        else:
+            self.shutdown()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what came, and close the connection."""

@@ -138,6 +138,7 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Return whether to shut down. uvicorn asks ten times a second."""
+        is_done = self._order is Order.RETIRE and not self.server_state.connections  # nor any that was just accepted
         try:
             while self._order is not Order.STOP and self._supervisor.poll():
                 self._follow(self._supervisor.recv())
@@ -145,7 +146,9 @@ class _Server(uvicorn.Server):
             self._follow(Order.STOP)
         if counter % _TICKS_A_SECOND == 0:
             self._silent.drop(self._connections())
-        is_done = self._order is Order.RETIRE and not self.server_state.connections
+        if self._order is Order.RETIRE:
+            for connection in self._connections():
+                connection.retire()
         return await super().on_tick(counter) or self._order is Order.STOP or is_done
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -159,8 +162,6 @@ class _Server(uvicorn.Server):
         if order is Order.RETIRE:
             for server in self.servers:
                 server.close()
-            for connection in self._connections():
-                connection.shutdown()  # at once if it is idle, otherwise after its answer
 
     def _cut_uploads(self) -> None:
         for connection in self._connections():

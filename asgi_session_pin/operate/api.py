@@ -192,7 +192,7 @@ class API:
                 "failures": self._failures[model],
                 "retired": model in retired,
             }
-            for model in sorted(pins.keys() | self._requests.keys() | retired)
+            for model in sorted({*pins, *self._requests, *retired})
         ]
         return JSONResponse({"models": models, "worker": os.getpid()})
 

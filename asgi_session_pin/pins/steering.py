@@ -1,6 +1,8 @@
 """What operators say of all pins, in all processes: which models are retired, and whether pinning is paused."""
 
 import asyncio
+import math
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -36,22 +38,24 @@ _FAILED = "the operators' note in the pin store can't be read; what it said last
 class Steering:
     """Follows the note in *store*, and changes it.
 
-    It is read in the background, never on a request's way: `watch` begins with it. In an outage, and where the store
-    has lost it, what it said last holds. For one event loop at a time.
+    It is read in the background, never on a request's way: `watch` begins with it, `start` before any request. In an
+    outage, and where the store has lost it, what it said last holds. For one event loop at a time. *timer* tells
+    seconds that only go forward.
     """
 
-    def __init__(self, store: PinStore, warn: Warnings) -> None:
+    def __init__(self, store: PinStore, warn: Warnings, timer: Callable[[], float] = time.monotonic) -> None:
         self._store = store if isinstance(store, OperableStore) else None
         self._is_local = type(store) is MemoryStore
         self._warn = warn
+        self._timer = timer
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._next_look: asyncio.TimerHandle | None = None
         self._reading: asyncio.Task[None] | None = None
         self._note = Note()
         self.is_paused = False
         """Whether no pin is read or written."""
-        self.retired: frozenset[str] = frozenset()
-        """Names of models: pins on them are decided afresh, and they are no decision."""
+        self.retired: dict[str, float] = {}
+        """Names of models, and since when they are retired, on the timer: pins on them are decided afresh."""
 
     def watch(self) -> None:
         """Read the note now and then, from now on."""
@@ -60,13 +64,30 @@ class Steering:
             self._loop = loop
             self._begin(loop)
 
+    async def start(self) -> None:
+        """Do as `watch`, and wait until the note was read: no request of a new process is to miss it.
+
+        Where the store does not answer in time, it is read later.
+        """
+        self.watch()
+        if self._reading is not None:
+            await asyncio.wait([self._reading], timeout=_PATIENCE_SECONDS)
+
     def close(self) -> None:
         """Read it no more."""
         if self._loop is not None and self._loop is asyncio.get_running_loop():
-            for pending in (self._timer, self._reading):
+            for pending in (self._next_look, self._reading):
                 if pending is not None:
                     pending.cancel()
         self._loop = None
+
+    def was_retired(self, model: str, at: float) -> bool:
+        """Tell whether a model was retired already at a time on the timer.
+
+        What was under way then is pinned to it nevertheless, until a person goes on: its next request may be one of a
+        tool loop.
+        """
+        return at >= self.retired.get(model, math.inf)
 
     async def read(self) -> None:
         """Look at the note. Raises what the store raises."""
@@ -108,7 +129,8 @@ class Steering:
     def _follow(self, note: Note) -> None:
         self._note = note
         self.is_paused = note.is_paused
-        self.retired = frozenset(note.retired)
+        now = self._timer()
+        self.retired = {name: self.retired.get(name, now) for name in note.retired}
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         if loop is self._loop:
@@ -119,4 +141,4 @@ class Steering:
             await self.read()
         except Exception:
             self._warn.failed(_FAILED)
-        self._timer = loop.call_later(READ_SECONDS, partial(self._begin, loop))
+        self._next_look = loop.call_later(READ_SECONDS, partial(self._begin, loop))

@@ -52,8 +52,8 @@ class PinStore(Protocol):
       count against the whole store.
     - A failure is raised, whatever its class, and the request goes on as if there were no pin. It is never turned into
       a miss silently.
-    - Nothing is called before the first request, so a store may bind to the running event loop then. It is for one
-      event loop at a time, and makes anew what is bound to one when the loop is another.
+    - Nothing is called before lifespan's startup or the first request, so a store may bind to the running event loop
+      then. It is for one event loop at a time, and makes anew what is bound to one when the loop is another.
     """
 
     async def get(self, key: bytes) -> Pin | Lapsed[Pin] | None:

@@ -303,7 +303,7 @@ async def test_an_answer_that_is_too_short_or_too_long_closes_the_connection() -
 
 
 def test_each_part_of_uvicorns_that_is_replaced_is_still_there() -> None:
-    replaced = {name for name in vars(ServerProtocol) if not name.startswith("_")}
+    replaced = {name for name in vars(ServerProtocol) if not name.startswith("_")} - {"retire"}
     assert replaced == {
         "connection_lost",
         "data_received",
@@ -317,3 +317,33 @@ def test_each_part_of_uvicorns_that_is_replaced_is_still_there() -> None:
     }
     used = {"_should_upgrade", "_start_asgi_task", "_unset_keepalive_if_required", "handle_websocket_upgrade"}
     assert replaced | used <= set(vars(HttpToolsProtocol))
+
+
+@case(
+    Section.GATEWAY,
+    "SIGHUP, and a client that has connected and sent no request yet, or not all of its head",
+    "the old worker answers that one, and closes the connection",
+)
+@pytest.mark.parametrize("size", [0, 10])
+async def test_a_connection_that_is_retired_before_its_request_answers_it_and_ends(size: int) -> None:
+    connection, transport = await connect(App(), ServerProtocol)
+    sent = post()
+    connection.data_received(sent[:size])
+    for _ in range(2):
+        connection.retire()
+    assert not transport.is_closing()
+    connection.data_received(sent[size:])
+    await settle()
+    assert transport.written.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert transport.is_closing()
+    connection.connection_lost(None)
+
+
+async def test_a_connection_that_is_retired_between_two_requests_ends_at_once() -> None:
+    connection, transport = await connect(App(), ServerProtocol)
+    connection.data_received(post())
+    await settle()
+    assert not transport.is_closing()
+    connection.retire()
+    assert transport.is_closing()
+    connection.connection_lost(None)

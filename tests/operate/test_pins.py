@@ -87,10 +87,10 @@ def test_a_pin_is_dropped_once(settings: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_a_model_is_retired_and_restored(settings: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    async def retired(store: OperableStore) -> frozenset[str]:
+    async def retired(store: OperableStore) -> set[str]:
         steering = Steering(store, Warnings())
         await steering.read()
-        return steering.retired
+        return set(steering.retired)
 
     assert pins(settings, "--retire", "small") == 0
     assert use(settings, retired) == {"small"}

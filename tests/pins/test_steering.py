@@ -1,0 +1,83 @@
+"""What operators said, in a process that has just begun, and while requests are under way."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from asgi_lifespan import LifespanManager
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette.types import Send
+
+from asgi_driver import SESSION, Clock, Gateway, answer_json, call
+from asgi_session_pin import MemoryStore, SessionPinMiddleware
+from asgi_session_pin.log import Warnings
+from asgi_session_pin.pins.steering import Steering
+from asgi_session_pin.stores.sqlite import SQLiteStore
+from behaviour_document import Section, case
+
+AUTO = {"model": "auto"}
+HUMAN = {"role": "user", "content": "Go on."}
+LOOP = {**AUTO, "messages": [HUMAN, {"role": "tool", "tool_call_id": "1", "content": "done"}]}
+TURN = {**AUTO, "messages": [HUMAN]}
+
+
+@case(Section.OPERATORS, "a new process that gets lifespan", "its first request knows what was said")
+async def test_a_new_process_knows_what_was_said_before_its_first_request(tmp_path: Path) -> None:
+    async def other_process() -> SQLiteStore:
+        store = SQLiteStore(tmp_path / "pins.db")
+        await Steering(store, Warnings(Clock())).pause(True)
+        return store
+
+    store = await other_process()
+    pinned = SessionPinMiddleware(Starlette(routes=[Mount("/", Gateway("a"))]), store=store)
+    async with LifespanManager(pinned):
+        assert (await call(pinned, AUTO, SESSION)).pin_status == "off; reason=paused"
+
+
+async def test_a_process_whose_store_hangs_starts_nevertheless(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hanging(MemoryStore):
+        async def read_note(self) -> bytes | None:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    monkeypatch.setattr("asgi_session_pin.pins.steering._PATIENCE_SECONDS", 0.01)
+    pinned = SessionPinMiddleware(Starlette(routes=[Mount("/", Gateway("a"))]), store=Hanging())
+    async with LifespanManager(pinned):
+        assert (await call(pinned, AUTO, SESSION)).pin_status == "miss"
+
+
+@case(
+    Section.OPERATORS,
+    "a model is retired while the first answer of a session comes from it",
+    "the session's tool loop stays on it, as others do; its next human turn is routed anew",
+)
+async def test_a_choice_that_is_under_way_when_its_model_is_retired_keeps_its_tool_loop(clock: Clock) -> None:
+    async def retire_and_answer(send: Send, model: str) -> None:
+        if model == "goes":
+            clock.now += 1
+            await pinned.runtime.steering.retire("goes", True)
+        await answer_json(send, model)
+
+    pinned = SessionPinMiddleware(gateway := Gateway("goes", "goes", "stays"), clock=clock)
+    gateway.route = retire_and_answer
+    statuses = [(await call(pinned, content, SESSION)).pin_status for content in (TURN, LOOP)]
+    assert statuses == ["miss", "hit"]
+    gateway.route = answer_json
+    assert (await call(pinned, TURN, SESSION)).json["model"] == "goes"  # by the router, which makes no pin any longer
+    assert (await call(pinned, TURN, SESSION)).json["model"] == "stays"
+    assert gateway.asked == ["auto", "goes", "auto", "auto"]
+
+
+async def test_a_model_that_is_retired_again_is_so_from_then_on(clock: Clock) -> None:
+    steering = Steering(MemoryStore(), Warnings(clock), clock)
+    await steering.retire("a", True)
+    began = clock.now
+    clock.now += 5
+    await steering.retire("b", True)
+    assert (steering.was_retired("a", began), steering.was_retired("b", began)) == (True, False)
+    await steering.retire("a", False)
+    clock.now += 5
+    await steering.retire("a", True)
+    assert not steering.was_retired("a", began)
+    assert steering.was_retired("a", clock.now)
