@@ -96,9 +96,12 @@ class _Gateway(SessionPinMiddleware):
         self._admin_path = config.admin.path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "lifespan" and (inner_path(scope) + "/").startswith(self._admin_path + "/"):
-            scope = {**scope, "root_path": scope.get("root_path", "").rstrip("/") + self._admin_path}
-            return await self._admin(scope, receive, send)
+        if scope["type"] != "lifespan":
+            path = _path(scope)
+            if f"{path}/".startswith(f"{self._admin_path}/"):
+                root = scope.get("root_path", "").rstrip("/")
+                scope = {**scope, "path": root + path, "root_path": root + self._admin_path}
+                return await self._admin(scope, receive, send)
         return await super().__call__(scope, receive, send)
 
     async def aclose(self) -> None:
@@ -106,3 +109,9 @@ class _Gateway(SessionPinMiddleware):
         self._admin.close()
         await super().aclose()
         await self._proxy.aclose()
+
+
+def _path(scope: Scope) -> str:
+    """Return the path of a request, also of one whose target is a whole URL (RFC 9112, section 3.2.2)."""
+    path = inner_path(scope)
+    return path if path.startswith("/") else "/" + path.partition("://")[2].partition("/")[2]

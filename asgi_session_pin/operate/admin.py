@@ -212,7 +212,9 @@ class _EventResponse(Response):
         self._watch = watch
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._watch(receive, send, self.raw_headers)
+        if scope["method"] == "HEAD":
+            return await super().__call__(scope, receive, send)
+        return await self._watch(receive, send, self.raw_headers)
 
 
 def _api_route(api: API, path: str, **handlers: Handler) -> Route:

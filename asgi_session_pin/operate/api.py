@@ -1,6 +1,7 @@
 """The operators' API: pins, models, what is retired, whether pinning is paused."""
 
 import asyncio
+import math
 import os
 import sys
 from collections import Counter
@@ -10,22 +11,23 @@ from typing import Any
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from ..events import PinEvent
 from ..log import names_of
 from ..middleware import SERVERS, SessionPinMiddleware, count_workers
 from ..pin import Pin, is_model_name
 from ..stores import Entry, MemoryStore, OperableStore
-from .answers import error
+from .answers import error, shown
 
 OTHER = "other"
 MOST_MODELS = 1_000  # of which requests are counted: clients and upstreams choose names
 MOST_BYTES = 65_536  # of a request's body
 _BODY_SECONDS = 10.0
 _STORE_SECONDS = 10.0
-_PAGE = 500  # pins that are looked at together for a census
-_MOST_PAGES = 20  # that are looked at for one page of a listing
+_AT_ONCE = 50  # pins that are asked for together: others have their turn in between, within a millisecond
+_LOOKED_AT = 20  # times the pins of a page, that are looked at for it
+_COUNTED_AT_ONCE = 200
 _CENSUS_SECONDS = 15.0
 _CENSUS_SHARE = 50  # a census comes again after so many times what it took, at least
 _CENSUS_PATIENCE = 2.0
@@ -82,7 +84,7 @@ class Census:
         try:
             while True:
                 async with asyncio.timeout(_STORE_SECONDS):
-                    entries, after = await self._store.scan(after, _PAGE)
+                    entries, after = await self._store.scan(after, _COUNTED_AT_ONCE)
                 pins.update(entry.pin.model for entry in entries)
                 if after is None:
                     break
@@ -129,25 +131,26 @@ class API:
         """Answer with some pins, of one model or of all, and where the list goes on."""
         query = request.query_params
         limit = query.get("limit", "100")
-        if not limit.isdecimal() or not 1 <= int(limit) <= 1000:
+        if not _is_limit(limit):
             raise Refused(400, "limit: expected a whole number from 1 to 1000.", "invalid_request")
         model, after = query.get("model") or None, query.get("after") or None
-        found: list[Entry] = []
-        for _ in range(_MOST_PAGES):
+        found: list[dict[str, Any]] = []
+        for _ in range(math.ceil(_LOOKED_AT * int(limit) / _AT_ONCE)):
             try:
                 async with asyncio.timeout(_STORE_SECONDS):
-                    entries, after = await self._operable().scan(after, int(limit) - len(found))
+                    entries, after = await self._operable().scan(after, min(_AT_ONCE, int(limit) - len(found)))
             except ValueError:
                 raise Refused(400, "after: expected what an earlier answer has as next.", "invalid_request") from None
-            found += [entry for entry in entries if model is None or entry.pin.model == model]
+            found += [_described(entry) for entry in entries if model is None or entry.pin.model == model]
             if after is None or len(found) >= int(limit):
                 break
-        return JSONResponse({"pins": [_shown(entry) for entry in found], "next": after})
+            await asyncio.sleep(0)  # memory waits for nothing
+        return shown({"pins": found, "next": after})
 
     async def get_pin(self, request: Request, key: str) -> Response:
         """Answer with one pin."""
         entry = await self._peek(_key(key))
-        return _no_pin() if entry is None else JSONResponse(_shown(entry))
+        return _no_pin() if entry is None else shown(_described(entry))
 
     async def put_pin(self, request: Request, key: str) -> Response:
         """Set a session's model."""
@@ -156,7 +159,7 @@ class API:
             raise Refused(400, "model: expected a name of up to 256 visible ASCII characters.", "invalid_request")
         pin = Pin(name, self._runtime.pins.now(), by_operator=True)
         await self._runtime.pins.put(_key(key), pin)
-        return JSONResponse(_shown(Entry(_key(key), pin, 0.0)))
+        return shown(_described(Entry(_key(key), pin, 0.0)))
 
     async def delete_pin(self, request: Request, key: str) -> Response:
         """Give a pin up."""
@@ -173,7 +176,7 @@ class API:
         except ValueError:  # UnicodeEncodeError is one
             raise Refused(400, "headers: expected what a request can have.", "invalid_request") from None
         entry = await self._peek(key)
-        return JSONResponse({"key": key.hex(), "pin": None if entry is None else _shown(entry)})
+        return shown({"key": key.hex(), "pin": None if entry is None else _described(entry)})
 
     # Models
 
@@ -194,12 +197,12 @@ class API:
             }
             for model in sorted({*pins, *self._requests, *retired})
         ]
-        return JSONResponse({"models": models, "worker": os.getpid()})
+        return shown({"models": models, "worker": os.getpid()})
 
     async def list_retired(self, request: Request) -> Response:
         """Answer with the names that are retired."""
         await self._read_note()
-        return JSONResponse({"retired": sorted(self._runtime.steering.retired)})
+        return shown({"retired": sorted(self._runtime.steering.retired)})
 
     async def retire(self, request: Request, model: str) -> Response:
         """Have no session on a model any longer."""
@@ -212,7 +215,7 @@ class API:
     async def get_pause(self, request: Request) -> Response:
         """Answer whether pinning is paused."""
         await self._read_note()
-        return JSONResponse({"paused": self._runtime.steering.is_paused})
+        return shown({"paused": self._runtime.steering.is_paused})
 
     async def pause(self, request: Request) -> Response:
         """Read and write no pin any longer."""
@@ -280,6 +283,10 @@ async def _read(request: Request, kind: Any) -> Any:
         raise Refused(400, f"The body is no JSON object of {fields}.", "invalid_request") from None
 
 
+def _is_limit(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= 4 and 1 <= int(text) <= 1000
+
+
 def _key(text: str) -> bytes:
     return bytes.fromhex(text)
 
@@ -288,7 +295,7 @@ def _no_pin() -> Response:
     return error(404, "There is no such pin.", "not_found")
 
 
-def _shown(entry: Entry) -> dict[str, Any]:
+def _described(entry: Entry) -> dict[str, Any]:
     return {
         "key": entry.key.hex(),
         "model": entry.pin.model,

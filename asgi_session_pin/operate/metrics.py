@@ -1,7 +1,7 @@
 """Figures for Prometheus. Needs `pip install asgi-session-pin[metrics]`."""
 
-import asyncio
 import os
+from asyncio import AbstractEventLoop, get_running_loop
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -42,7 +42,7 @@ class Metrics(Collector):
         self.pins: int | None = None
         """How many there are, as far as it is known."""
         self._pending: dict[_Plain, int] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: AbstractEventLoop | None = None
         self._folder = None if values.ValueClass is values.MutexValue else os.environ.get(_FOLDER)
         self._models = _Models(self._folder)
         self._registry = registry = CollectorRegistry(auto_describe=False)
@@ -80,13 +80,18 @@ class Metrics(Collector):
 
     def count(self, event: PinEvent) -> None:
         """Count a request."""
-        self._count((event.endpoint, event.status, event.reason, event.model))
+        self.count_plain(event.endpoint, event.status, event.reason, event.model)
         if event.changes or event.store_calls or event.drift or event.waited_seconds or event.tokens:
             self._count_more(event)
 
-    def count_plain(self, endpoint: str, status: bytes, reason: bytes | None, model: str | None) -> None:
+    def count_plain(self, endpoint: str, status: str | bytes, reason: str | bytes | None, model: str | None) -> None:
         """Count a request of which there is no more to tell."""
-        self._count((endpoint, status, reason, model))
+        pending, loop = self._pending, get_running_loop()
+        if not pending or loop is not self._loop:
+            self._loop = loop
+            loop.call_later(COUNT_SECONDS, self.flush)
+        plain = endpoint, status, reason, model
+        pending[plain] = pending.get(plain, 0) + 1
 
     def count_change(self, cause: Cause) -> None:
         """Count a change of a pin that no request made."""
@@ -119,14 +124,6 @@ class Metrics(Collector):
             if metric.name.startswith(_PREFIX):  # the folder may have those of the app, too
                 metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
                 yield metric
-
-    def _count(self, plain: _Plain) -> None:
-        pending = self._pending
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop or not pending:
-            self._loop = loop
-            loop.call_later(COUNT_SECONDS, self.flush)
-        pending[plain] = pending.get(plain, 0) + 1
 
     def _count_more(self, event: PinEvent) -> None:
         for cause in event.changes:
