@@ -1,6 +1,6 @@
 """Long runs, with faults mixed in: memory stays flat, no task and no file is left, and the counts are true.
 
-    scripts/soak [--requests 10000000] [--minutes 60] [--agents 200]
+    scripts/soak [--requests 10000000] [--stores memory sqlite redis] [--minutes 60] [--agents 200]
 
 The requests go through the middleware in this process, a third of them over each of memory, SQLite and Redis; apps
 fail, clients leave, bodies are broken, and the stores are locked, killed, frozen, flushed and given garbage meanwhile.
@@ -35,6 +35,7 @@ from asgi_session_pin import Config, PinEvent, SessionPinMiddleware, Store
 from redis_servers import RedisServer, redis_server
 from servers import serve_app, serving, workers_of
 
+STORES = ("memory", "sqlite", "redis")
 AT_A_TIME = 50
 SESSIONS = 50_000  # more than a process remembers
 CHECKPOINTS = 10
@@ -121,7 +122,7 @@ class Client:
                 self.wrong.append(f"{model!r} for a session on {headers[b'x-session-model']!r}")
 
 
-async def soak_middleware(url: str, requests: int, disturb: Disturb) -> list[str]:
+async def soak_middleware(url: str, disturb: Disturb, requests: int) -> list[str]:
     """Make so many requests, and return what is wrong."""
     events: Counter[str] = Counter()
 
@@ -142,6 +143,7 @@ async def soak_middleware(url: str, requests: int, disturb: Disturb) -> list[str
 
         await asyncio.gather(disturb(), *(go_on() for _ in range(AT_A_TIME)))
         samples.append(resident_bytes())
+        print(f"{url.partition(':')[0]}: {client.asked:,} requests, {samples[-1] // 1_000_000} MB", flush=True)
     await client.pinned.aclose()
     await asyncio.sleep(0.5)  # connections say goodbye
     rate = client.asked / (time.monotonic() - started)
@@ -252,6 +254,9 @@ async def talk(session: aiohttp.ClientSession, url: str, until: float, counts: C
                     counts["left"] += 1
                     continue
                 text = await response.text()
+                if response.status != 200:
+                    wrong.append(f"serve: {response.status}, {text[:200]}")
+                    break
                 counts[response.headers.get("X-Session-Pin-Status", "none")] += 1
             model = json.loads(text.removeprefix("data: ").partition("\n")[0])["model"]
             first = first or model
@@ -278,6 +283,7 @@ async def soak_serve(url: str, pid: int, minutes: float, agents: int) -> list[st
         while not talks.done():
             await asyncio.wait([talks], timeout=minutes * 60 / CHECKPOINTS)
             samples.append(sizes_of(workers_of(pid))[0])
+            print(f"serve: {counts.total():,} requests, {samples[-1] // 1_000_000} MB", flush=True)
         await talks
     await asyncio.sleep(5)  # kept connections to the upstream go
     files = sizes_of(workers_of(pid))[1]
@@ -296,6 +302,7 @@ async def soak_serve(url: str, pid: int, minutes: float, agents: int) -> list[st
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=10_000_000)
+    parser.add_argument("--stores", nargs="+", choices=STORES, default=STORES)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--agents", type=int, default=200)
     arguments = parser.parse_args()
@@ -306,15 +313,18 @@ def main() -> int:
         if arguments.requests:
             server = stack.enter_context(redis_server(path))
             stores = {
-                "memory://": nothing,
-                f"sqlite:///{path}/pins.db": disturb_sqlite(path / "pins.db"),
-                server.url: disturb_redis(server),
+                "memory": ("memory://", nothing),
+                "sqlite": (f"sqlite:///{path}/pins.db", disturb_sqlite(path / "pins.db")),
+                "redis": (server.url, disturb_redis(server)),
             }
-            for url, disturb in stores.items():
-                wrong += asyncio.run(soak_middleware(url, arguments.requests // len(stores), disturb))
+            for name in arguments.stores:
+                wrong += asyncio.run(soak_middleware(*stores[name], arguments.requests // len(arguments.stores)))
         if arguments.minutes:
             settings = path / "session_pin.yaml"
-            settings.write_text(f"store: {{url: 'sqlite:///{path}/served.db', timeout_seconds: 1}}\n")
+            settings.write_text(
+                f"store: {{url: 'sqlite:///{path}/served.db', timeout_seconds: 1}}\n"
+                "gateway: {connect_timeout_seconds: 60}\n"  # the machine may have other work
+            )
             upstream = stack.enter_context(serve_app(answer_agents))
             command = ["--upstream", upstream, "--config", str(settings), "--workers", "2", "--log-level", "error"]
             url, process = stack.enter_context(serving(*command))

@@ -114,8 +114,7 @@ def read_url(url: str) -> Target:
 
 def _server(url: str) -> Target:
     def open_client() -> Opened:
-        client = Redis.from_pool(_pool(url))
-        return Opened(Batches(client, pool.max_connections).execute, client.aclose)
+        return _open_batches(_pool(url))
 
     async def examine() -> list[str]:
         return []
@@ -145,13 +144,14 @@ def _sentinel(url: str) -> Target:
 
     def open_client() -> Opened:
         manager: Any = Sentinel(nodes, sentinel_kwargs=sentinel_options)  # type: ignore[no-untyped-call]
-        client = manager.master_for(service, **options)
+        execute, close_connections = _open_batches(manager.master_for(service, **options).connection_pool)
 
         async def close() -> None:
-            for each in (client, *manager.sentinels):
-                await each.aclose()
+            await close_connections()
+            for sentinel in manager.sentinels:
+                await sentinel.aclose()
 
-        return Opened(Batches(client, options["max_connections"]).execute, close)
+        return Opened(execute, close)
 
     async def examine_node(client: Any) -> str | None:
         masters = await client.sentinel_masters()
@@ -199,6 +199,11 @@ def _cluster(url: str) -> Target:
     node_options = {name: value for name, value in options.items() if name not in _CLUSTER_OPTIONS}
     examine = partial(_examine, nodes, node_options, "node of a Cluster", examine_node)
     return Target(f"{parts.scheme}://{_shown(nodes)}", open_client, examine)
+
+
+def _open_batches(pool: ConnectionPool) -> Opened:
+    batches = Batches(pool.make_connection, pool.max_connections)
+    return Opened(batches.execute, batches.aclose)
 
 
 def _pool(url: str) -> ConnectionPool:

@@ -5,20 +5,23 @@ import contextlib
 import hashlib
 import math
 import re
+import time
 from binascii import hexlify
+from collections.abc import Callable
 from inspect import iscoroutinefunction
 from typing import Any
 
 from redis.asyncio import RedisCluster
-from redis.exceptions import NoScriptError, RedisClusterException, RedisError, ResponseError
+from redis.exceptions import NoScriptError, RedisClusterException, RedisError
 
 from ..log import logger
 from ..pin import Pin
+from ._lru import ExpiringLRU
 from ._redis_client import Client, Execute, OwnClient
 from .base import Entry, Lapsed, Page
 
-# The scripts are sent by EVAL: a server that was restarted or failed over has none. But for a look, which is most of
-# what is sent, their digest goes first: the text makes it 600 bytes longer and takes the server a third more time.
+# The scripts are sent by EVAL: a server that was restarted or failed over has none. But for a look their digest goes
+# first: the text makes it 600 bytes longer and takes the server a third more time.
 
 # Before Redis 7 an error inside a script hides its code (READONLY, OOM) behind the place where it happened.
 _WITH_CODE = """\
@@ -28,16 +31,15 @@ local function with_code(reply)
 end
 """
 
-# A pin lapses when its key has no more than the time left for which lapsed ones are kept. Returns the value, and is a
-# use of it; or, of one that lapsed, an array of the value and the milliseconds that it has left.
+# A pin lapses when its key has no more than the time left for which lapsed ones are kept. Returns the value and the
+# milliseconds that it had left, and is a use of it, but for one that lapsed.
 _USE_OR_TELL = f"""{_WITH_CODE}
 local left = redis.call('PTTL', KEYS[1])
-if left >= 0 and left <= tonumber(ARGV[2]) then
-  local held = redis.pcall('GET', KEYS[1])
-  return type(held) == 'string' and {{held, left}} or with_code(held)
-end
-if ARGV[1] == '' then return with_code(redis.pcall('GET', KEYS[1])) end
-return with_code(redis.pcall('GETEX', KEYS[1], 'PX', ARGV[1]))"""
+local has_lapsed = left >= 0 and left <= tonumber(ARGV[2])
+local held
+if has_lapsed or ARGV[1] == '' then held = redis.pcall('GET', KEYS[1])
+else held = redis.pcall('GETEX', KEYS[1], 'PX', ARGV[1]) end
+return type(held) == 'table' and with_code(held) or {{held, left}}"""
 
 _USE_OR_TELL_DIGEST = hashlib.sha1(_USE_OR_TELL.encode(), usedforsecurity=False).hexdigest()
 
@@ -91,6 +93,7 @@ return set.ok and 1 or with_code(set)"""
 # that two of them can share a server while a fleet is upgraded.
 _VERSION = 1
 
+_MOST_FRESH = 10_000
 _MOST_AT_ONCE = 200  # keys that are looked at together
 _glob_special = re.compile(rb"[*?\[\]\\]")
 _FAILURES = (RedisError, RedisClusterException)  # which is no RedisError
@@ -107,6 +110,7 @@ class RedisStore:
     - *tool_loop_seconds*: a key stays for so long after its pin has lapsed.
     - *prefix*: of all keys. An ACL has to allow them for `GETEX`, `GET`, `SET`,
       `DEL`, `PTTL`, `EVAL` and `EVALSHA`; in a Cluster also `CLUSTER SLOTS` and `COMMAND`.
+    - *timer*: seconds, monotonic; the server alone tells when a pin lapses.
 
     With a URL the store has connections of its own, 32 at most to a server (`?max_connections=`), and new ones in
     another event loop: it is for one at a time. A client that is given stays its owner's: it is bound to one event
@@ -127,6 +131,7 @@ class RedisStore:
         sliding: bool = True,
         tool_loop_seconds: float = 3600,
         prefix: str = "session-pin:",
+        timer: Callable[[], float] = time.monotonic,
     ) -> None:
         self._own: OwnClient | None = None
         self._execute: Execute
@@ -138,6 +143,12 @@ class RedisStore:
         self._kept = _milliseconds(tool_loop_seconds) if tool_loop_seconds else 0
         self._ttl = _milliseconds(ttl_seconds) + self._kept
         self._sliding = sliding
+        self._timer = timer
+        # Keys of pins that this process has used within their time. They can't have lapsed, by the server's clock or
+        # anybody's, so that a look at them is one plain command.
+        self._fresh = ExpiringLRU[bool](
+            _MOST_FRESH, ttl_seconds=ttl_seconds, sliding=sliding, kept_seconds=0, timer=timer
+        )
         self._pins = f"{prefix}{_VERSION}:".encode()
         self._claims = self._pins + b"claim:"
         self._note = self._pins + b"note"
@@ -152,31 +163,36 @@ class RedisStore:
     async def get(self, key: bytes) -> Pin | Lapsed[Pin] | None:
         """Return the pin of *key*, or None; see `PinStore.get`."""
         name = _name(self._pins, key)
-        if self._kept:
-            arguments = (1, name, self._ttl if self._sliding else "", self._kept)
-            try:
-                data = await self._held("EVALSHA", _USE_OR_TELL_DIGEST, *arguments)
-            except NoScriptError:
-                data = await self._held("EVAL", _USE_OR_TELL, *arguments)
+        began = self._timer()
+        if not self._kept or self._fresh.find(key):
+            data, left = await self._use(key, name), math.inf
         else:
-            data = await (self._held("GETEX", name, "PX", self._ttl) if self._sliding else self._held("GET", name))
+            data, left = await self._use_or_tell(name)
         if data is None:
             return None
-        data, overdue = (data[0], (self._kept - data[1]) / 1000) if isinstance(data, list) else (data, None)
         pin = self._decode(data)
-        if pin is not None:
-            return pin if overdue is None else Lapsed(pin, overdue)
-        with contextlib.suppress(*_FAILURES):  # a miss all the same, and no failure of the store
-            await self._remove(name, data)
-        return None
+        if pin is None:
+            with contextlib.suppress(*_FAILURES):  # a miss all the same, and no failure of the store
+                await self._remove(name, data)
+            return None
+        if 0 <= left <= self._kept:
+            return Lapsed(pin, (self._kept - left) / 1000)
+        if self._kept < left < math.inf:
+            spent = 0 if self._sliding else (self._ttl - left) / 1000
+            self._fresh.put(key, True, spent + self._timer() - began)
+        return pin
 
     async def add(self, key: bytes, pin: Pin) -> Pin:
         """Keep *pin* unless there is one that holds; see `PinStore.add`."""
         name = _name(self._pins, key)
         data = pin.encode()
         while True:
+            began = self._timer()
             held = await self._held("EVAL", _SET_UNLESS_HELD, 1, name, data, self._ttl, self._kept)
-            in_force = pin if held == 1 else self._decode(held)
+            if held == 1:
+                self._fresh.put(key, True, self._timer() - began)
+                return pin
+            in_force = self._decode(held)
             if in_force is not None:
                 return in_force
             await self._remove(name, held)
@@ -252,6 +268,23 @@ class RedisStore:
         """Return what is wrong with each Sentinel, or node of a Cluster, that the URL lists; see `ListingStore`."""
         return [] if self._own is None else await self._own.examine()
 
+    async def _use(self, key: bytes, name: bytes) -> Any:
+        """Return what a key holds, which is a use of it."""
+        try:
+            return await (self._held("GETEX", name, "PX", self._ttl) if self._sliding else self._held("GET", name))
+        except BaseException:
+            self._fresh.drop(key)  # nobody knows whether it was one
+            raise
+
+    async def _use_or_tell(self, name: bytes) -> tuple[Any, int]:
+        """Return what a key holds and the milliseconds that it had left, which is a use unless it has lapsed."""
+        arguments = (1, name, self._ttl if self._sliding else "", self._kept)
+        try:
+            found = await self._held("EVALSHA", _USE_OR_TELL_DIGEST, *arguments)
+        except NoScriptError:
+            found = await self._held("EVAL", _USE_OR_TELL, *arguments)
+        return tuple(found) if found else (found, -1)
+
     async def _delete(self, name: bytes, data: bytes) -> bool:
         deleted: int = await self._ask("EVAL", _DELETE_IF_EQUAL, 1, name, data)
         return deleted == 1
@@ -273,29 +306,25 @@ class RedisStore:
     async def _held(self, *command: bytes | str | int) -> Any:
         """Return what a key holds; nothing (`b""`, which is no pin either) for a value that is of another type."""
         try:
-            return await self._ask(*command)
-        except _OtherType:
-            return b""
+            return await self._execute(*command)
+        except _FAILURES as error:
+            if str(error).startswith("WRONGTYPE "):
+                return b""
+            _silence(error, self._name)
+            raise
 
     async def _ask(self, *command: bytes | str | int) -> Any:
         """Send a command and return the answer. Errors are raised with the store's address in place of their texts."""
         try:
             return await self._execute(*command)
         except _FAILURES as error:
-            is_other_type = str(error).startswith("WRONGTYPE ")
             _silence(error, self._name)
-            if is_other_type:
-                raise _OtherType(self._name) from None
             raise
 
 
 def _name(prefix: bytes, key: bytes) -> bytes:
     """Return the name of a key in Redis: a Cluster keeps what has the same between its braces in one slot."""
     return b"%b{%b}" % (prefix, hexlify(key))
-
-
-class _OtherType(ResponseError):
-    """A key holds a list or another thing that is no string."""
 
 
 def _silence(error: BaseException | None, text: str) -> None:

@@ -94,7 +94,7 @@ async def test_a_connection_that_dies_while_it_is_used_costs_no_call(server: Red
             server.call("CONFIG", "RESETSTAT")
             proxy.seconds = 3600
             call = asyncio.create_task(store.get(KEY))
-            await asyncio.to_thread(server.wait_for, "cmdstat_evalsha", "INFO", "commandstats")
+            await asyncio.to_thread(server.wait_for, "cmdstat_getex", "INFO", "commandstats")
             proxy.seconds = 0
             proxy.cut()
             assert await call == A

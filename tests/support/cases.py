@@ -36,12 +36,13 @@ def directory_case(path: Path) -> StoreCase:
 
 
 def redis_case(client: Redis | RedisCluster, client_or_url: Redis | RedisCluster | str) -> StoreCase:
-    prefix = f"{uuid4()}:"
+    prefix, clock = f"{uuid4()}:", Clock()
 
     def open_store(sliding: bool = True) -> PinStore:
-        return RedisStore(client_or_url, sliding=sliding, prefix=prefix, **TIMES)
+        return RedisStore(client_or_url, sliding=sliding, prefix=prefix, timer=clock, **TIMES)
 
     async def wait(seconds: float) -> None:
+        await clock.wait(seconds)
         async for name in client.scan_iter(f"{prefix}*"):  # what has less than that left is deleted
             left = await client.pttl(name)
             if left >= 0:  # a note has no end
