@@ -11,6 +11,7 @@ from .config.yaml import dump_yaml
 from .stores import ListingStore, PinStore, open_store, try_store
 from .terminal import Style, styled, wrapped
 
+KEYS = "docs/configuration.md, or `asgi-session-pin schema` for editors."
 _SHOWN = 40  # a longer default is looked up
 
 
@@ -24,6 +25,7 @@ def check_file(path: str, *, show_all: bool = False, connect: bool = False) -> i
         store = open_store(config, path)
     except ConfigError as error:
         print_faults(error)
+        print(wrapped("Next: mend the file and check it again. Its keys: " + KEYS, "  ", sys.stderr), file=sys.stderr)
         return 1
     lines = _report(config, path, show_all)
     if connect:
@@ -73,8 +75,8 @@ def _report(config: Config, path: str, show_all: bool) -> list[str]:
         lines += below
     verdict = styled(f"# {path}: ok", Style.GOOD, sys.stdout)
     count = "1 setting differs" if differing == 1 else f"{differing or 'no'} settings differ"
-    rest = [] if show_all else ["", f"# All of them: asgi-session-pin check --all {path}"]
-    serve = f"# To serve:    asgi-session-pin serve --upstream URL --config {path}"
+    rest = [] if show_all else ["", f"# All:  asgi-session-pin check --all {path}"]
+    serve = f"# Next: asgi-session-pin serve --config {path} --upstream URL"
     return [f"{verdict}, {count} from the defaults", *lines, *rest, serve]
 
 

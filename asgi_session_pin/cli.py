@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from . import __version__
 from .check import check_file, print_faults
@@ -16,11 +16,21 @@ from .config import ConfigError
 from .config.schema import make_schema
 from .demo import run_demo
 from .options import CommandOptions, one_of, whole
+from .terminal import Style, styled, wrapped
+
+
+class _Parser(argparse.ArgumentParser):
+    """Wraps what is wrong with the arguments, at a terminal."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the program, as argparse does, with the code 2."""
+        self.print_usage(sys.stderr)
+        self.exit(2, wrapped(f"{self.prog}: error: {message}", "    ", sys.stderr) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that *arguments* name, by default those of the process, and return its exit code."""
-    parser = argparse.ArgumentParser(prog="asgi-session-pin", description="Session pinning for LLM proxies.")
+    parser = _Parser(prog="asgi-session-pin", description="Session pinning for LLM proxies.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     commands.add_parser("demo", help="an agent's five steps, without and with pinning")
@@ -200,7 +210,9 @@ def explain_request(parser: argparse.ArgumentParser, chosen: argparse.Namespace)
     except ValueError as error:
         parser.error(str(error))
     explanation = Explanation(config, request, answer)
-    print(explanation.text(min(100, shutil.get_terminal_size().columns)))
+    verdict, steps = explanation.text(min(100, shutil.get_terminal_size().columns)).split("\n\n", 1)
+    style = Style.GOOD if explanation.is_pinned else Style.BAD
+    print(styled(verdict, style, sys.stdout), steps, sep="\n\n")
     return 0 if explanation.is_pinned else 1
 
 

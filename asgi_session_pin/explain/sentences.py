@@ -21,6 +21,7 @@ UNPINNED = {
     "no-model": "The answer names no model where decisions.sources look.",
 }
 ELSEWHERE = {
+    "pinned": "Where a server does otherwise, its log at DEBUG says why: asgi-session-pin serve --log-level debug.",
     "no-endpoint": "Only requests to models are pinned. If this is one, its path has to be among the endpoints.",
     "no-session": "The client has to send an id: -H 'X-Session-Id: ...', the same for all requests of a session.",
     "off": "Leave the header out.",

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,6 +11,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..log import MAX_SHOWN
+from ..terminal import Style, styled, wrapped
 from .forwarding import target
 
 access_logger = logging.getLogger("asgi_session_pin.access")
@@ -27,23 +29,39 @@ class Logs:
 def set_up_logging(logs: Logs) -> None:
     """Log to stderr."""
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter() if logs.as_json else logging.Formatter("%(levelname)s: %(name)s: %(message)s"))
+    handler.setFormatter(JsonFormatter() if logs.as_json else TextFormatter())
     logging.basicConfig(handlers=[handler], level=logs.level.upper())
     access_logger.setLevel(logging.INFO)  # who asks for it gets it at any level
 
 
-def keep_websockets_out_of_logs() -> None:
-    """Have no lines of uvicorn's own for each websocket, where its query may hold a key; at DEBUG there are its frames.
+def quieten_uvicorn() -> None:
+    """Leave out what uvicorn says of its process, but at DEBUG, and of websockets, whose query may hold a key.
 
     To be called when uvicorn has its configuration, which sets levels.
     """
     log = logging.getLogger("uvicorn.error")
-    log.setLevel(max(log.level, logging.INFO))
+    is_debugged = log.level == logging.DEBUG
+    log.setLevel(logging.INFO if is_debugged else max(log.level, logging.WARNING))
     log.addFilter(lambda record: not str(record.msg).startswith(('%s - "WebSocket ', "connection ")))
 
 
+class TextFormatter(logging.Formatter):
+    """Makes a line for people of a record: level, logger, message. At a terminal it is wrapped, and trouble is red."""
+
+    def __init__(self) -> None:
+        super().__init__("%(levelname)s: %(name)s: %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, or the lines of an exception with it."""
+        text = super().format(record)
+        if "\n" in text:
+            return text
+        line = wrapped(text, "    ", sys.stderr)
+        return styled(line, Style.BAD, sys.stderr) if record.levelno >= logging.WARNING else line
+
+
 class JsonFormatter(logging.Formatter):
-    """Makes one line of JSON of a record, with the members of its `request`, if it has one."""
+    """Makes one line of JSON of a record, with more `members`, if it has some."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -52,7 +70,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage().strip(),
-            **getattr(record, "request", {}),
+            **getattr(record, "members", {}),
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -109,4 +127,4 @@ def _log(scope: Scope, status: int | None, pin: str | None, seconds: float) -> N
     seconds = round(seconds, 3)
     request = {"client": client, "method": method, "path": path, "status": status, "pin": pin, "seconds": seconds}
     told = (client or "-", method, path, status or "-", pin or "-", seconds)
-    access_logger.info('%s "%s %s" %s %s %s s', *told, extra={"request": request})
+    access_logger.info('%s "%s %s" %s %s %s s', *told, extra={"members": request})

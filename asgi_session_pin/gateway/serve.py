@@ -1,7 +1,6 @@
 """`asgi-session-pin serve`: the gateway app on uvicorn, in worker processes under a supervisor."""
 
 import contextlib
-import logging
 import socket
 import sys
 from collections.abc import Callable
@@ -10,13 +9,12 @@ from pathlib import Path
 
 from ..config import Config, ConfigError
 from ..wire.url import read_upstream, refuse_repeated
+from .announcement import announce, does_answer
 from .listeners import bind, bind_unix
 from .logs import Logs, set_up_logging
 from .proxy import create_gateway
 from .supervisor import Supervisor
 from .worker import Certificate, Service
-
-logger = logging.getLogger("asgi_session_pin.serve")
 
 _CLIENTS_PATHS = ("/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/completions")
 
@@ -45,7 +43,7 @@ class ServeOptions:
 
 
 def prepare(options: ServeOptions) -> Callable[[], int]:
-    """Check everything, say what is going to be served, and return what serves it until it is stopped.
+    """Check everything, and return what serves it until it is stopped, having said what is served.
 
     What is returned gives the exit code. Raises ConfigError for settings that can't be used, and ValueError, which
     begins with its name, for an option.
@@ -59,7 +57,6 @@ def prepare(options: ServeOptions) -> Callable[[], int]:
             certificate.check()
         service = Service(options.upstream, Config.load(options.config), logs, certificate)
         create_gateway(service.upstream, service.config)  # each worker makes its own: this one shows that it can be
-        _announce(service, options)
         return service
 
     def read_again() -> Service:
@@ -67,11 +64,16 @@ def prepare(options: ServeOptions) -> Callable[[], int]:
         if path is not None and Path(path).exists() and not Path(path).is_file():
             raise ConfigError(path, ["found what can be read only once, expected a regular file"])
         try:
-            return read_service()
+            fresh = read_service()
         except ConfigError:
             raise
         except ValueError as error:
             raise ConfigError("options", [str(error)]) from None
+        say(fresh, does_answer(fresh))
+        return fresh
+
+    def say(service: Service, upstream_answers: bool) -> None:
+        announce(service, upstream_answers, url=options.url, workers=options.workers, file=options.config)
 
     def run() -> int:
         with contextlib.ExitStack() as until_the_end:
@@ -84,6 +86,7 @@ def prepare(options: ServeOptions) -> Callable[[], int]:
                 where = f"{options.host}, port {options.port}" if options.uds is None else options.uds
                 print(f"asgi-session-pin: can't listen on {where}: {error.strerror or error}", file=sys.stderr)
                 return 1
+            say(service, upstream_answers)
             return Supervisor(service, options.workers, listeners, read_again).run()
 
     refuse_repeated(read_upstream(options.upstream), _CLIENTS_PATHS)
@@ -93,16 +96,5 @@ def prepare(options: ServeOptions) -> Callable[[], int]:
         raise ValueError("uds: this system has no such sockets")
     set_up_logging(logs)
     service = read_service()
+    upstream_answers = does_answer(service)
     return run
-
-
-def _announce(service: Service, options: ServeOptions) -> None:
-    routing, store = service.config.routing, service.config.store
-    since = "their last use" if routing.session_ttl_sliding else "their decision"
-    workers = f"{options.workers} worker{'s' * (options.workers > 1)}"
-    pins = f"pins in {store.shown_url} for {routing.session_ttl_seconds:g} s after {since}"
-    logger.info("%s -> %s, %s, %s", options.url, service.upstream, workers, pins)
-    if options.workers > 1 and not store.is_shared:
-        logger.warning(
-            "store.url is memory://, so each worker has its own pins, and a session can get a model for each of them"
-        )

@@ -188,6 +188,7 @@ class Supervisor:
         serving = [worker.service for worker in self._workers if worker.state is State.SERVING]
         if self._incoming is None or serving.count(self._incoming) < self._count:
             return
+        logger.info("ready" if self._current is None else "the new settings hold")
         self._current, self._incoming = self._incoming, None
         for worker in self._workers:
             if worker.service is not self._current:

@@ -15,7 +15,7 @@ from typing import Any
 import uvicorn
 
 from ..config import Config
-from .logs import AccessLog, Logs, keep_websockets_out_of_logs, set_up_logging
+from .logs import AccessLog, Logs, quieten_uvicorn, set_up_logging
 from .proxy import create_gateway
 from .server_protocol import ServerProtocol
 from .silent_clients import SilentClients
@@ -87,8 +87,11 @@ def run_worker(
 
     *figures* is the folder in which all workers count for their metrics, each under a *number* of its own.
     """
+    # Both go to the whole group, where a terminal is closed and by Ctrl+C. uvicorn follows the latter, and raises it
+    # once more at its end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(AttributeError):  # Windows has no such signal
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which goes to the whole group, when its terminal closes
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     set_up_logging(service.logs)
     if figures is not None and service.config.admin.token is not None and service.config.admin.metrics:
         with contextlib.suppress(ImportError):
@@ -116,7 +119,7 @@ def run_worker(
         timeout_keep_alive=service.config.gateway.client_keepalive_seconds,  # type: ignore[arg-type] # as below
         timeout_graceful_shutdown=limits.streams,  # type: ignore[arg-type] # it goes to asyncio as it is
     )
-    keep_websockets_out_of_logs()
+    quieten_uvicorn()
     _Server(config, limits, supervisor).run(sockets)
 
 

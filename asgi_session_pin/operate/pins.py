@@ -91,6 +91,8 @@ def _list(model: str | None) -> Work:
                     listed.add(entry.key)
                     print(_line(entry))
             if after is None:
+                if sys.stdout.isatty():
+                    print("Next: --drop KEY gives a pin up, --retire MODEL leads sessions off a model.")
                 return 0
 
     return work

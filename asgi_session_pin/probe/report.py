@@ -55,7 +55,7 @@ class Report:
             lines += ["", self._yaml().rstrip()]
         lines += ["", *(line for note in self._notes() for line in _wrap(note, width, "  - "))]
         if command := self._next():
-            lines += ["", *_wrap(self._before_next(), width), f"  {command}"]
+            lines += ["", *_wrap(self._before_next(), width), _folded(f"  {command}", width)]
         if verbose:
             lines += ["", *self._tables(width)]
         hint = "" if verbose else " --verbose shows what came back."
@@ -219,6 +219,11 @@ class Report:
             for reply in self._evidence.replies_to(name)
         ]
         return {"model": name, "accepted": all(reply["served"] for reply in replies), "replies": replies}
+
+
+def _folded(command: str, width: int) -> str:
+    """Return a command in lines of *width* characters, which a shell reads as one."""
+    return command if len(command) <= width else command.replace(" --", " \\\n    --")
 
 
 def _kind(stream: bool) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from ..request.session import PRESETS
+from ..terminal import Style, styled, wrapped
 from ..wire.headers import NAME
 from ..wire.url import base_path, read_upstream, refuse_repeated
 from .asking import MAX_TOKENS, NoAnswer, Prober, Target
@@ -96,7 +97,13 @@ async def run_probe(
     base, path = target.hide(target.base), target.hide(prober.target.path)
     report = Report(run.evidence.renamed(target.hide), base, path, sent=prober.sent, limit=limit, file=file)
     width = min(WIDTH, max(NARROW, shutil.get_terminal_size((WIDTH, 0)).columns))
-    print(report.json() if as_json else report.text(width, verbose=verbose), flush=True)
+    if as_json:
+        print(report.json(), flush=True)
+    else:
+        verdict, rest = report.text(width, verbose=verbose).split("\n\n", 1)
+        print(
+            styled(verdict, Style.GOOD if report.can_be_pinned else Style.BAD, sys.stdout), rest, sep="\n\n", flush=True
+        )
     return report.code if file is None or report.finding is None else _write(report, file, overwrites)
 
 
@@ -211,4 +218,5 @@ def _sibling(path: str) -> str:
 
 
 def _tell(text: str) -> None:
-    print(f"asgi-session-pin probe: {text}", file=sys.stderr, flush=True)
+    line = wrapped(f"asgi-session-pin probe: {text}", "    ", sys.stderr)
+    print(styled(line, Style.BAD, sys.stderr) if text.startswith("error: ") else line, file=sys.stderr, flush=True)

@@ -1,5 +1,6 @@
 """What `serve` logs."""
 
+import io
 import json
 import logging
 import sys
@@ -10,7 +11,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from asgi_driver import body_messages, http_scope, receive_from
-from asgi_session_pin.gateway.logs import AccessLog, JsonFormatter
+from asgi_session_pin.gateway.logs import AccessLog, JsonFormatter, TextFormatter, quieten_uvicorn
 from behaviour_document import Section, case
 
 
@@ -85,7 +86,7 @@ def test_a_line_of_json_has_all_of_a_record() -> None:
     except ValueError:
         raised = sys.exc_info()
     record = logging.LogRecord("name", logging.WARNING, "file", 1, "told %s\n", ("ä\n\udc80",), raised)
-    record.created, record.request = 0.5, {"status": 200}
+    record.created, record.members = 0.5, {"status": 200}
     line = JsonFormatter().format(record)
     assert "\n" not in line
     told = json.loads(line)
@@ -97,3 +98,41 @@ def test_a_line_of_json_has_all_of_a_record() -> None:
         "message": "told ä\n\udc80",
         "status": 200,
     }
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def record_of(level: int, message: str) -> logging.LogRecord:
+    return logging.LogRecord("asgi_session_pin.serve", level, "file", 1, message, None, None)
+
+
+def test_at_a_terminal_lines_are_wrapped_and_trouble_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert TextFormatter().format(record_of(logging.INFO, "ready")) == "INFO: asgi_session_pin.serve: ready"
+    told = TextFormatter().format(record_of(logging.WARNING, "words that go on"))
+    assert told == "\033[31mWARNING: asgi_session_pin.serve: words\n    that go on\033[0m"
+    assert TextFormatter().format(record_of(logging.ERROR, "two\nlines")).endswith(": two\nlines")
+
+
+@pytest.mark.parametrize(("level", "shown"), [("DEBUG", ["info", "error"]), ("INFO", ["error"]), ("ERROR", ["error"])])
+def test_of_its_process_uvicorn_says_something_at_debug_alone(
+    level: str, shown: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    log = logging.getLogger("uvicorn.error")
+    before = log.level, list(log.filters)
+    log.setLevel(level)
+    try:
+        quieten_uvicorn()
+        log.info("info")
+        log.error("error")
+        log.error('%s - "WebSocket %s" [accepted]', "client", "/?key=secret")
+    finally:
+        log.setLevel(before[0])
+        log.filters[:] = before[1]
+    assert [record.getMessage() for record in caplog.records] == shown

@@ -26,9 +26,10 @@ from starlette.websockets import WebSocket
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from asgi_session_pin import __version__
 from asgi_session_pin.cli import main
 from behaviour_document import Section, case
-from servers import PATIENCE, serve_app, serving, wait_until, workers_of
+from servers import PATIENCE, free_port, serve_app, serving, wait_until, workers_of
 
 
 async def chat(request: Request) -> Response:
@@ -94,9 +95,31 @@ def test_it_pins_in_front_of_an_upstream_and_finishes_its_streams_when_it_is_sto
         assert process.wait(10) in (0, -signal.SIGTERM)
         assert process.stderr is not None
         lines = process.stderr.read().splitlines()
-        told = f"{url} -> {upstream}, 1 worker, pins in memory:// for 60 s after their last use"
-        assert lines[0] == f"INFO: asgi_session_pin.serve: {told}"
-        assert [line for line in lines if "Traceback" in line] == []
+        assert lines == [
+            f"asgi-session-pin {__version__} on {url}, 1 worker",
+            f"  upstream  {upstream}, which answers",
+            "  pins      memory:// for 60 s after their last use, at most 10,000",
+            "  sessions  header:x-session-id",
+            "  router    any model (routing.router_models names none)",
+            f"  settings  {config}",
+            "Next: send requests there in place of the upstream. Ctrl+C ends it.",
+            "INFO: asgi_session_pin.serve: ready",
+        ]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_ctrl_c_ends_it_without_a_traceback(workers: str) -> None:
+    command = [sys.executable, "-m", "asgi_session_pin", "serve", "--port", str(free_port()), "--workers", workers]
+    with serve_app(UPSTREAM) as upstream:
+        process = subprocess.Popen(
+            [*command, "--upstream", upstream], stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        with process:
+            assert process.stderr is not None
+            assert any("ready" in line for line in process.stderr)
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+            assert process.stderr.read() == ""
+        assert process.returncode == 0
 
 
 def resident_megabytes(process: subprocess.Popen[str]) -> float:
@@ -155,7 +178,7 @@ def test_several_workers_on_memory_are_warned_of() -> None:
         assert process.wait(20) == 0
         assert process.stderr is not None
         text = process.stderr.read()
-        assert ", 2 workers, " in text
+        assert f"on {url}, 2 workers\n" in text
         assert text.count("WARNING: asgi_session_pin.serve: store.url is memory://") == 1
 
 
@@ -282,6 +305,7 @@ def test_what_the_server_does_for_an_upstreams_answers(file: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         with serving("--upstream", f"http://127.0.0.1:{port}") as (url, _), ThreadPoolExecutor(1) as pool:
+            listener.accept()[0].close()  # it looked whether anybody answers
             asking = pool.submit(httpx.get, url, trust_env=False, timeout=PATIENCE)
             with listener.accept()[0] as connection:
                 connection.recv(65_536)
@@ -384,7 +408,7 @@ def test_it_listens_on_a_socket_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
             process.terminate()
             assert process.wait(PATIENCE) == 0
             assert process.stderr is not None
-            assert f"unix:pin.sock -> {upstream}" in process.stderr.read()
+            assert " on unix:pin.sock, 1 worker\n" in process.stderr.read()
     assert not Path("pin.sock").exists()
 
 
@@ -401,7 +425,8 @@ def test_all_that_is_logged_is_of_one_format() -> None:
         assert process.stderr is not None
         text = process.stderr.read()
     lines = [json.loads(line) for line in text.splitlines()]
-    assert {line["logger"] for line in lines} == {"asgi_session_pin.serve", "uvicorn.error", "asgi_session_pin.access"}
+    assert {line["logger"] for line in lines} == {"asgi_session_pin.serve", "asgi_session_pin.access"}
+    assert (lines[0]["version"], lines[0]["pins"].split()[0]) == (__version__, "memory://")
     (access,) = (line for line in lines if line["logger"] == "asgi_session_pin.access")
     assert (access["method"], access["path"], access["status"]) == ("POST", "/v1/chat/completions", 200)
     assert (access["client"], access["pin"]) == ("127.0.0.1", "miss")

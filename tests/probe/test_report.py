@@ -106,7 +106,7 @@ def test_it_is_told_how_to_go_on(told: Told) -> None:
 def test_the_settings_are_written_into_a_new_file(told: Told, file: Path) -> None:
     asked = ["--model", "auto", LARGE, "--output", str(file)]
     assert told(FakeGateway(plain_router), *asked) == 0
-    assert f"These settings are in {file}. Next: asgi-session-pin serve --config {file} --upstream" in told.output
+    assert f"These settings are in {file}. Next: asgi-session-pin serve \\ --config {file} \\ --upstream" in told.output
     assert Config.load(file) == Config(routing=Routing(router_models=("auto",)))
     assert file.read_text().startswith(
         f"# What asgi-session-pin probe found for 'auto', '{LARGE}' at http://127.0.0.1:"
