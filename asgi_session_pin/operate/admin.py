@@ -6,7 +6,6 @@ import hmac
 import os
 import re
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,10 +16,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ..log import logger
 from ..middleware import SessionPinMiddleware
 from ..request.scope import inner_path
+from ..runtime import Runtime
 from ..stores import OperableStore
 from ..wire.headers import Headers
 from .answers import error
 from .api import API
+from .census import Census
 from .event_stream import EventStream
 from .page import make_page
 
@@ -29,9 +30,7 @@ if TYPE_CHECKING:
 
 WORKER_HEADER = "x-session-pin-worker"  # whose events they are
 MOST_READERS = 16  # of events
-_COUNT_SECONDS = 15.0  # between two counts of the pins, or so many times what one took
-_COUNT_SHARE = 50
-_COUNT_PATIENCE = 5.0
+_PATIENCE_SECONDS = 2.0  # with a count of the pins
 _READY_SECONDS = 1.0  # for which an answer of the store's is good
 
 # Nothing of an answer is for a browser to run, to show inside of another page, or to keep.
@@ -79,12 +78,10 @@ class AdminApp:
         self._readers = 0
         self._store_answers = True
         self._asks_store_again = 0.0
-        self.metrics = _open_metrics() if settings.token is not None and settings.metrics else None
-        if self.metrics is not None:
-            self._runtime.counters.append(self.metrics)
-            self._runtime.change_listeners.append(self.metrics.count_change)
+        self.metrics = _open_metrics(self._runtime) if settings.token is not None and settings.metrics else None
+        no_count: int | None = None
+        self._pins = Census(self._count_pins, no_count, self._runtime.timer, patience_seconds=_PATIENCE_SECONDS)
         self._api = api = API(middleware)
-        self._pins_again = 0.0
         self._routes = [
             Route(re.compile("/healthz"), {"GET": self._health}, is_open=True),
             Route(re.compile("/readyz"), {"GET": self._readiness}, is_open=True),
@@ -120,6 +117,7 @@ class AdminApp:
     def close(self) -> None:
         """Let other processes see what was counted here."""
         self._api.close()
+        self._pins.close()
         if self.metrics is not None:
             self.metrics.flush()
 
@@ -173,18 +171,12 @@ class AdminApp:
         if self.metrics is None:
             return error(501, "Metrics need asgi-session-pin[metrics] to be installed.", "not_installed")
         self.metrics.flush()
-        await self._count_pins(self.metrics)
+        self.metrics.pins = await self._pins.figures()
         return Response(await asyncio.to_thread(self.metrics.text), headers={"content-type": self.metrics.content_type})
 
-    async def _count_pins(self, metrics: "Metrics") -> None:
-        """Count the pins, now and then; where that fails, what was counted last is told."""
-        store, now = self._runtime.store, self._runtime.timer()
-        if isinstance(store, OperableStore) and now >= self._pins_again:
-            with suppress(Exception):
-                async with asyncio.timeout(_COUNT_PATIENCE):
-                    metrics.pins = await store.count()
-            took = self._runtime.timer() - now
-            self._pins_again = now + max(_COUNT_SECONDS, _COUNT_SHARE * took)
+    async def _count_pins(self) -> int | None:
+        store = self._runtime.store
+        return await store.count() if isinstance(store, OperableStore) else None
 
     async def _events(self, request: Request) -> Response:
         if self._readers >= MOST_READERS:
@@ -222,13 +214,19 @@ def _api_route(api: API, path: str, **handlers: Handler) -> Route:
     return Route(re.compile(f"/api/{path}", re.DOTALL), answers)
 
 
-def _open_metrics() -> "Metrics | None":
-    """Return what counts; None where `prometheus_client` is not installed."""
+def _open_metrics(runtime: Runtime) -> "Metrics | None":
+    """Return what counts, the same for all apps of a middleware; None where `prometheus_client` is not installed."""
     try:
         from .metrics import Metrics
     except ImportError:
         return None
-    return Metrics()
+    for counter in runtime.counters:
+        if isinstance(counter, Metrics):
+            return counter
+    metrics = Metrics()
+    runtime.counters.append(metrics)
+    runtime.change_listeners.append(metrics.count_change)
+    return metrics
 
 
 def _digest(token: bytes) -> bytes:

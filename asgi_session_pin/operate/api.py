@@ -6,7 +6,6 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from time import perf_counter
 from typing import Any
 
 import msgspec
@@ -19,18 +18,17 @@ from ..middleware import SERVERS, SessionPinMiddleware, count_workers
 from ..pin import Pin, is_model_name
 from ..stores import Entry, MemoryStore, OperableStore
 from .answers import error, shown
+from .census import Census
 
 OTHER = "other"
-MOST_MODELS = 1_000  # of which requests are counted: clients and upstreams choose names
+MOST_MODELS = 1_000  # that are told apart: clients and upstreams choose names
 MOST_BYTES = 65_536  # of a request's body
 _BODY_SECONDS = 10.0
 _STORE_SECONDS = 10.0
 _AT_ONCE = 50  # pins that are asked for together: others have their turn in between, within a millisecond
 _LOOKED_AT = 20  # times the pins of a page, that are looked at for it
 _COUNTED_AT_ONCE = 200
-_CENSUS_SECONDS = 15.0
-_CENSUS_SHARE = 50  # a census comes again after so many times what it took, at least
-_CENSUS_PATIENCE = 2.0
+_PATIENCE_SECONDS = 2.0  # with a census
 _OURS = SERVERS | {"asgi-session-pin", "asgi_session_pin"}
 
 
@@ -51,50 +49,6 @@ class Refused(Exception):
         self.answer = error(status, message, code)
 
 
-class Census:
-    """Counts the pins of each model now and then, in the background, while somebody asks."""
-
-    def __init__(self, store: OperableStore, timer: Callable[[], float]) -> None:
-        self._store = store
-        self._timer = timer
-        self._pins: Counter[str] = Counter()
-        self._again = 0.0
-        self._task: asyncio.Task[None] | None = None
-
-    async def pins(self) -> Counter[str]:
-        """Return how many pins each model has: as of late."""
-        task = self._task
-        if task is not None and (task.done() or task.get_loop() is not asyncio.get_running_loop()):
-            task = self._task = None
-        if task is None and self._timer() >= self._again:
-            task = self._task = asyncio.create_task(self._count())
-        if task is not None:
-            await asyncio.wait([task], timeout=_CENSUS_PATIENCE)
-        return self._pins
-
-    def close(self) -> None:
-        """Count no more."""
-        if self._task is not None and not self._task.done():
-            self._task.cancel()
-
-    async def _count(self) -> None:
-        started = perf_counter()
-        pins: Counter[str] = Counter()
-        after: str | None = None
-        try:
-            while True:
-                async with asyncio.timeout(_STORE_SECONDS):
-                    entries, after = await self._store.scan(after, _COUNTED_AT_ONCE)
-                pins.update(entry.pin.model for entry in entries)
-                if after is None:
-                    break
-            self._pins = pins
-        except Exception:  # noqa: S110 - the store may be out: what was counted last is told
-            pass
-        finally:
-            self._again = self._timer() + max(_CENSUS_SECONDS, _CENSUS_SHARE * (perf_counter() - started))
-
-
 class API:
     """Answers the requests to `api/…`, in one worker; pins, retired models and the pause are the store's."""
 
@@ -102,7 +56,8 @@ class API:
         self._middleware = middleware
         self._runtime = runtime = middleware.runtime
         self._store = runtime.store if isinstance(runtime.store, OperableStore) else None
-        self._census = None if self._store is None else Census(self._store, runtime.timer)
+        no_pins = Counter[str]()
+        self._census = Census(self._count_pins, no_pins, runtime.timer, patience_seconds=_PATIENCE_SECONDS)
         self._requests: Counter[str] = Counter()
         self._failures: Counter[str] = Counter()
         self._counts_requests = False
@@ -111,8 +66,7 @@ class API:
 
     def close(self) -> None:
         """Leave nothing behind."""
-        if self._census is not None:
-            self._census.close()
+        self._census.close()
 
     async def answer(self, handle: Callable[..., Awaitable[Response]], request: Request, *parts: str) -> Response:
         """Answer a request by *handle*; a store that fails is told."""
@@ -184,8 +138,8 @@ class API:
         """Answer with what is known of each model. Requests are counted from the first time that somebody asks."""
         if not self._counts_requests:
             self._counts_requests = True
-            self._runtime.listeners.append(self._count)
-        pins = Counter[str]() if self._census is None else await self._census.pins()
+            self._runtime.listeners.append(self._count_request)
+        pins = await self._census.figures()
         retired = self._runtime.steering.retired
         models = [
             {
@@ -229,10 +183,21 @@ class API:
         await self._runtime.steering.pause(False)
         return Response(status_code=204)
 
-    def _count(self, event: PinEvent) -> None:
+    async def _count_pins(self) -> Counter[str]:
+        """Return how many pins each model has."""
+        pins: Counter[str] = Counter()
+        after: str | None = None
+        while True:
+            async with asyncio.timeout(_STORE_SECONDS):
+                entries, after = await self._operable().scan(after, _COUNTED_AT_ONCE)
+            for entry in entries:
+                pins[_told_apart(entry.pin.model, pins)] += 1
+            if after is None:
+                return pins
+
+    def _count_request(self, event: PinEvent) -> None:
         if event.model is not None:
-            is_known = event.model in self._requests or len(self._requests) < MOST_MODELS
-            name = event.model if is_known else OTHER
+            name = _told_apart(event.model, self._requests)
             self._requests[name] += 1
             self._failures[name] += event.verdict is not None and event.verdict != "client"
 
@@ -281,6 +246,11 @@ async def _read(request: Request, kind: Any) -> Any:
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         fields = ", ".join(kind.__struct_fields__)
         raise Refused(400, f"The body is no JSON object of {fields}.", "invalid_request") from None
+
+
+def _told_apart(model: str, counted: Counter[str]) -> str:
+    """Return the name under which a model counts beside those that are counted already."""
+    return model if model in counted or len(counted) < MOST_MODELS else OTHER
 
 
 def _is_limit(text: str) -> bool:

@@ -374,6 +374,15 @@ async def test_requests_of_more_models_than_are_told_apart_are_others(monkeypatc
     assert told == {"a": 1, "b": 1, "other": 2}
 
 
+async def test_pins_on_more_models_than_are_told_apart_are_on_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asgi_session_pin.operate.api.MOST_MODELS", 2)
+    operated = Operated("a", store=MemoryStore())
+    for number, model in enumerate(["a", "b", "c", "d", "a"]):
+        await operated.app.runtime.store.add(number.to_bytes(16, "big"), Pin(model, 1.0))
+    told = {each["model"]: each["pins"] for each in (await operated.get("models"))["models"]}
+    assert told == {"a": 2, "d": 1, "other": 2}
+
+
 async def test_a_note_that_others_always_change_first_is_given_up() -> None:
     class Contended(MemoryStore):
         async def replace_note(self, old: bytes | None, new: bytes) -> bool:
@@ -425,7 +434,7 @@ async def test_a_count_that_goes_on_ends_with_the_app(monkeypatch: pytest.Monkey
         async def scan(self, after: str | None, limit: int) -> Any:
             await asyncio.Event().wait()
 
-    monkeypatch.setattr("asgi_session_pin.operate.api._CENSUS_PATIENCE", 0.01)
+    monkeypatch.setattr("asgi_session_pin.operate.api._PATIENCE_SECONDS", 0.01)
     operated = Operated("a", store=Endless())
     before = asyncio.all_tasks()
     assert (await operated.get("models"))["models"] == []

@@ -14,7 +14,9 @@ from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.parser import text_string_to_metric_families
 
 from asgi_driver import SESSION, Clock, Gateway, answer_json, call
-from asgi_session_pin import PinEvent, SessionPinMiddleware, StoreCall, Tokens
+from asgi_session_pin import Config, PinEvent, SessionPinMiddleware, StoreCall, Tokens
+from asgi_session_pin.config import Admin
+from asgi_session_pin.operate.admin import create_admin
 from asgi_session_pin.operate.metrics import MOST_MODELS, Metrics, share
 
 AUTO = {"model": "auto"}
@@ -176,6 +178,17 @@ async def test_processes_tell_the_same_100_models_apart(folder: Path) -> None:
     assert (found["first-0", "true"], found["second-0", "true"], found["other", "true"]) == (2, 2, 21)
 
 
+async def test_two_apps_for_operators_of_one_middleware_count_once(folder: Path) -> None:
+    share(str(folder), 0)
+    pinned = SessionPinMiddleware(Gateway("a"), config=Config(admin=Admin(token="0123456789abcdef")))
+    apps = [create_admin(pinned) for _ in range(2)]
+    await call(pinned, AUTO, SESSION)
+    for app in apps:
+        token = (b"authorization", b"Bearer 0123456789abcdef")
+        text = (await call(app, b"", token, path="/metrics", method="GET")).body.decode()
+        assert f'session_pin_requests_total{{endpoint="{ENDPOINT}",reason="",status="miss"}} 1.0' in text
+
+
 async def test_figures_of_the_app_in_the_same_folder_are_left_to_the_app(folder: Path) -> None:
     share(str(folder), 0)
     Counter("apps_own", "Of the app", registry=CollectorRegistry()).inc()
@@ -188,6 +201,8 @@ def test_what_was_counted_is_in_the_answers_of_other_processes_soon(folder: Path
     program = f"""
 import asyncio
 from asgi_session_pin import PinEvent
+from asgi_session_pin.config import Admin
+from asgi_session_pin.operate.admin import create_admin
 from asgi_session_pin.operate.metrics import Metrics, share
 
 async def count() -> None:
