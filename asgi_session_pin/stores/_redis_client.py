@@ -45,10 +45,12 @@ class Opened(NamedTuple):
 
     - `execute`: sends a command and returns the answer.
     - `close`: closes it.
+    - `cluster`: the client of a Cluster, if it is one.
     """
 
     execute: Execute
     close: Close
+    cluster: RedisCluster | None = None
 
 
 class Target(NamedTuple):
@@ -75,25 +77,34 @@ class OwnClient:
         self.address = self._target.address
         self.examine = self._target.examine
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._opened: Opened | None = None
 
-    async def execute(self, *command: bytes | str | int) -> Any:
-        """Send a command and return the answer."""
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            self._opened = self._target.open()
-            self._loop = loop
-        opened = self._opened
+    @property
+    def cluster(self) -> RedisCluster | None:
+        """The client of a Cluster, if it is one."""
+        return self._open().cluster
+
+    async def execute(self, *command: bytes | str | int, **options: Any) -> Any:
+        """Send a command and return the answer; *options* are those of the client."""
+        opened = self._open()
         try:
-            return await opened.execute(*command)
+            return await opened.execute(*command, **options)
         except RedisClusterException:  # no node answers that it knows: those of the URL may have moved
             if self._opened is opened:
                 self._loop = None
             await opened.close()
             raise
 
+    def _open(self) -> Opened:
+        loop = asyncio.get_running_loop()
+        if self._opened is None or loop is not self._loop:
+            self._opened = self._target.open()
+            self._loop = loop
+        return self._opened
+
     async def aclose(self) -> None:
         """Close the client; in another event loop nothing of it can be closed any more."""
-        if self._loop is asyncio.get_running_loop():
+        if self._opened is not None and self._loop is asyncio.get_running_loop():
             self._loop = None
             await self._opened.close()
 
@@ -144,14 +155,14 @@ def _sentinel(url: str) -> Target:
 
     def open_client() -> Opened:
         manager: Any = Sentinel(nodes, sentinel_kwargs=sentinel_options)  # type: ignore[no-untyped-call]
-        execute, close_connections = _open_batches(manager.master_for(service, **options).connection_pool)
+        batches = _open_batches(manager.master_for(service, **options).connection_pool)
 
         async def close() -> None:
-            await close_connections()
+            await batches.close()
             for sentinel in manager.sentinels:
                 await sentinel.aclose()
 
-        return Opened(execute, close)
+        return Opened(batches.execute, close)
 
     async def examine_node(client: Any) -> str | None:
         masters = await client.sentinel_masters()
@@ -179,17 +190,17 @@ def _cluster(url: str) -> Target:
         client = RedisCluster(startup_nodes=startup_nodes, **options)
         slots = asyncio.Semaphore(calls)
 
-        async def execute(*command: bytes | str | int) -> Any:
+        async def execute(*command: bytes | str | int, **options: Any) -> Any:
             async with slots:
                 await client.initialize()  # redis-py would send what comes before it knows the slots to any node
-                return await client.execute_command(*command)
+                return await client.execute_command(*command, **options)
 
         async def close() -> None:
             await client.aclose()  # it leaves all open where it was about to look for the slots anew
             for known in ("nodes_cache", "startup_nodes"):
                 await client.nodes_manager.aclose(known)
 
-        return Opened(execute, close)
+        return Opened(execute, close, client)
 
     async def examine_node(client: Any) -> str | None:
         await client.execute_command("CLUSTER SLOTS")

@@ -1,5 +1,6 @@
 """What a store of pins has to do."""
 
+from collections.abc import Hashable
 from typing import Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from ..pin import Pin
@@ -94,6 +95,19 @@ class ClaimingStore(PinStore, Protocol):
 
     async def release(self, key: bytes, token: bytes) -> None:
         """Give a claim back, atomically, if *token* is its owner's; else do nothing."""
+        ...
+
+
+@runtime_checkable
+class ShardedStore(PinStore, Protocol):
+    """A store whose keys are spread over servers that fail each by itself.
+
+    Where one of them does not answer, only the sessions in it are on the copies of their processes. A store that lacks
+    this method is fine: it fails as a whole.
+    """
+
+    def shard_of(self, key: bytes) -> Hashable:
+        """Return what tells the server of *key* from the others, as far as it is known; None otherwise."""
         ...
 
 

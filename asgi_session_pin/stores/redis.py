@@ -152,8 +152,7 @@ class RedisStore:
         self._pins = f"{prefix}{_VERSION}:".encode()
         self._claims = self._pins + b"claim:"
         self._note = self._pins + b"note"
-        is_cluster_url = isinstance(client_or_url, str) and client_or_url.partition("://")[0].endswith("+cluster")
-        self._is_cluster = is_cluster_url or isinstance(client_or_url, RedisCluster)
+        self._cluster = client_or_url if isinstance(client_or_url, RedisCluster) else None
         self._told = False
 
     def __repr__(self) -> str:
@@ -211,6 +210,17 @@ class RedisStore:
         """Give a claim back; see `ClaimingStore.release`."""
         await self._delete(_name(self._claims, key), token)
 
+    def shard_of(self, key: bytes) -> str | None:
+        """Return where the master of *key* is, in a Cluster; see `ShardedStore`."""
+        cluster = self._cluster if self._own is None else self._own.cluster
+        if cluster is None:
+            return None
+        try:
+            node = cluster.get_node_from_key(_name(self._pins, key))  # type: ignore[arg-type] # bytes as they are
+        except RedisClusterException:  # nobody has that slot, or no node has been asked yet
+            return None
+        return None if node is None else node.name
+
     async def peek(self, key: bytes) -> Entry | None:
         """Return the pin of *key*, if it holds; see `OperableStore.peek`."""
         name = _name(self._pins, key)
@@ -218,17 +228,17 @@ class RedisStore:
         return self._entry(name, data, left) if data and left > self._kept else None
 
     async def scan(self, after: str | None, limit: int) -> Page:
-        """Return some pins; see `OperableStore.scan`. In a Cluster there is no list."""
-        if after is not None and not after.isdecimal():
-            raise ValueError("no place of a listing")
-        after, _, found = await self._scan(after or "0", min(limit, _MOST_AT_ONCE), with_entries=True)
+        """Return some pins, in a Cluster of one master after the other; see `OperableStore.scan`.
+
+        Where a master has gone meanwhile, its place is none any more.
+        """
+        after, _, found = await self._scan(after, min(limit, _MOST_AT_ONCE), with_entries=True)
         entries = [entry for each in found if (entry := self._entry(*each)) is not None]
         return Page(entries, after)
 
     async def count(self) -> int:
-        """Return how many pins hold; see `OperableStore.count`. In a Cluster nobody counts."""
-        total = 0
-        after: str | None = "0"
+        """Return how many pins hold; see `OperableStore.count`."""
+        after, total, _ = await self._scan(None, _MOST_AT_ONCE, with_entries=False)
         while after is not None:
             after, number, _ = await self._scan(after, _MOST_AT_ONCE, with_entries=False)
             total += number
@@ -244,13 +254,36 @@ class RedisStore:
         replaced: int = await self._ask("EVAL", _REPLACE_NOTE, 1, self._note, old or b"", new)
         return replaced == 1
 
-    async def _scan(self, after: str, number: int, *, with_entries: bool) -> tuple[str | None, int, list[Any]]:
-        if self._is_cluster:
-            raise NotImplementedError
+    async def _scan(self, after: str | None, number: int, *, with_entries: bool) -> tuple[str | None, int, list[Any]]:
+        """Look at about so many keys of one server; return where it goes on, how many hold, and these if asked for.
+
+        A place is where that server is, if there are several, and what it calls the place.
+        """
+        masters = await self._masters()
+        server, _, place = (f"{next(iter(masters))}/0" if after is None else after).rpartition("/")
+        if server not in masters or not place.isdecimal():
+            raise ValueError("no place of a listing")
         pattern = _glob_special.sub(rb"\\\g<0>", self._pins) + b"{*"
-        command = ("EVAL", _SCAN, 0, after, pattern, number, self._kept, int(with_entries))
-        place, held, entries = await self._ask(*command)
-        return (None if place == b"0" else place.decode()), held, entries
+        command = ("EVAL", _SCAN, 0, place, pattern, number, self._kept, int(with_entries))
+        found, held, entries = await self._ask(*command, **masters[server])
+        place = found.decode()
+        if place != "0":
+            return (f"{server}/{place}" if server else place), held, entries
+        others = [name for name in masters if name > server]
+        return (f"{others[0]}/0" if others else None), held, entries
+
+    async def _masters(self) -> dict[str, dict[str, Any]]:
+        """Return the names of the servers that have pins, in their order, and the options that lead a command there."""
+        cluster = self._cluster if self._own is None else self._own.cluster
+        if cluster is None:
+            return {"": {}}
+        try:
+            await cluster.initialize()
+        except _FAILURES as error:
+            _silence(error, self._name)
+            raise
+        masters = sorted(cluster.get_primaries(), key=lambda node: node.name)
+        return {node.name: {"target_nodes": node} for node in masters}
 
     def _entry(self, name: bytes, data: bytes, left: int) -> Entry | None:
         try:
@@ -313,10 +346,10 @@ class RedisStore:
             _silence(error, self._name)
             raise
 
-    async def _ask(self, *command: bytes | str | int) -> Any:
+    async def _ask(self, *command: bytes | str | int, **options: Any) -> Any:
         """Send a command and return the answer. Errors are raised with the store's address in place of their texts."""
         try:
-            return await self._execute(*command)
+            return await self._execute(*command, **options)
         except _FAILURES as error:
             _silence(error, self._name)
             raise

@@ -4,19 +4,17 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from typing import Any, TypeVar
 
 from ..log import logger
 from ..pin import Pin, is_pin
-from .base import ClaimingStore, Lapsed, PinStore
+from ._breakers import Breaker, Breakers
+from .base import ClaimingStore, Lapsed, PinStore, ShardedStore
 from .local_copy import Known, LocalCopy
 
 ResultT = TypeVar("ResultT")
 
-FAILURES_TO_REST = 3  # in a row: one key, or one shard of a cluster, is not the store
-FIRST_REST_SECONDS = 1.0
-LONGEST_REST_SECONDS = 5.0
 TRIAL_SECONDS = 2.0  # nobody waits for a trial, which may have to connect
 CLOSING_SECONDS = 5.0
 
@@ -33,9 +31,9 @@ class ResilientStore:
       own.
     - *timeout_seconds*: for each call that is given no other time.
 
-    All methods raise StoreUnavailable where the store fails. After some failures in a row it is left alone, and tried
-    again now and then while nobody waits. What was decided and given up meanwhile is told to it when the key is used
-    again: the first writer wins there. For one event loop at a time.
+    All methods raise StoreUnavailable where the store fails. After some failures in a row it is left alone, or the one
+    shard of it that failed, and tried again now and then while nobody waits. What was decided and given up meanwhile is
+    told to it when the key is used again: the first writer wins there. For one event loop at a time.
     """
 
     def __init__(
@@ -51,10 +49,8 @@ class ResilientStore:
         self._copy = copy
         self._timeout = timeout_seconds
         self._timer = timer
-        self._failures = 0
-        self._is_out = False
-        self._rest_seconds = FIRST_REST_SECONDS
-        self._rests_until = 0.0
+        shard_of: Callable[[bytes], Hashable] = store.shard_of if isinstance(store, ShardedStore) else _the_only_shard
+        self._breakers = Breakers(shard_of, timer)
         self._tokens: dict[bytes, bytes] = {}  # of the claims that this process has
         self._beside: set[asyncio.Task[None]] = set()  # trials and releases, for which nobody waits
         self._told = False
@@ -166,8 +162,9 @@ class ResilientStore:
     async def _ask(
         self, key: bytes, call: Callable[[], Awaitable[ResultT]], until: float, is_read: bool = False
     ) -> ResultT:
-        if self._is_out:
-            self._try_again(key)
+        breaker = self._breakers.find(key)
+        if breaker is not None and breaker.is_out:
+            self._try_again(key, breaker)
             raise StoreUnavailable("the store failed lately and is not asked for the moment")
         seconds = until - self._timer()
         try:
@@ -175,37 +172,25 @@ class ResilientStore:
         except Exception as error:
             # That a write is refused, since the server is full or a replica, says nothing of the reads. Nor does it
             # say much that what is left of a request's time was not enough.
-            if is_read or isinstance(error, TimeoutError):
-                self._failed(is_short=isinstance(error, TimeoutError) and seconds < self._timeout * 0.9)
+            is_short = isinstance(error, TimeoutError) and seconds < self._timeout * 0.9
+            if (is_read or isinstance(error, TimeoutError)) and not is_short and self._breakers.open(key).failed():
+                self._copy.outage += 1
             raise StoreUnavailable("the store did not answer") from error
-        self._failures = 0
+        self._breakers.answered(key)
         return result
 
-    def _failed(self, is_short: bool) -> None:
-        self._failures += not is_short
-        if self._failures >= FAILURES_TO_REST and not self._is_out:
-            self._is_out = True
-            self._copy.outage += 1
-            self._rest(FIRST_REST_SECONDS)
+    def _try_again(self, key: bytes, breaker: Breaker) -> None:
+        seconds = max(TRIAL_SECONDS, self._timeout)
+        if breaker.may_try(seconds):
+            self._start(self._try(key, seconds, breaker))
 
-    def _rest(self, seconds: float) -> None:
-        self._rest_seconds = seconds
-        self._rests_until = self._timer() + seconds
-
-    def _try_again(self, key: bytes) -> None:
-        if self._timer() >= self._rests_until:
-            seconds = max(TRIAL_SECONDS, self._timeout)
-            self._rests_until = self._timer() + seconds  # one trial at a time
-            self._start(self._try(key, seconds))
-
-    async def _try(self, key: bytes, seconds: float) -> None:
+    async def _try(self, key: bytes, seconds: float, breaker: Breaker) -> None:
         try:
             await _within(seconds, lambda: self._read(key))
         except Exception:
-            self._rest(min(2 * self._rest_seconds, LONGEST_REST_SECONDS))
+            breaker.failed_again()
         else:
-            self._is_out = False
-            self._failures = 0
+            breaker.answered()
 
     async def _give_back(self, key: bytes, token: bytes) -> None:
         claims = self._claims
@@ -242,6 +227,10 @@ class ResilientStore:
             self._told = True
             logger.warning("the store %s gave what is no pin; such values are deleted", type(self._store).__name__)
         await self._store.discard(key, value)
+
+
+def _the_only_shard(key: bytes) -> None:
+    """Say where the keys are of a store that fails as a whole."""
 
 
 async def _within(seconds: float, call: Callable[[], Awaitable[ResultT]]) -> ResultT:

@@ -317,6 +317,7 @@ async def test_a_server_that_has_lost_its_scripts_is_given_them_again(server: Re
 
 async def test_a_place_that_no_listing_has_is_refused_before_the_server_is_asked() -> None:
     store = RedisStore("redis://127.0.0.1:1/0")
-    with pytest.raises(ValueError, match="no place of a listing"):
-        await store.scan("x", 10)
+    for place in ("x", "", "/", "other/0"):
+        with pytest.raises(ValueError, match="no place of a listing"):
+            await store.scan(place, 10)
     await store.aclose()

@@ -72,6 +72,34 @@ async def test_where_all_nodes_are_new_those_of_the_url_are_asked_again(
             assert await store.add(KEYS[0], pin) == pin
 
 
+async def test_a_listing_goes_on_where_it_was_while_its_master_is_there(shared_cluster: Cluster) -> None:
+    async with aclosing(RedisStore(shared_cluster.url, prefix="listed:")) as store:
+        for key in KEYS:
+            await store.add(key, Pin("model-a", 1.0))
+        found: list[bytes] = []
+        places: list[str] = []
+        entries, after = await store.scan(None, 5)
+        while after is not None:
+            found += [entry.key for entry in entries]
+            places.append(after.partition("/")[0])
+            entries, after = await store.scan(after, 5)
+        found += [entry.key for entry in entries]
+        assert set(found) == set(KEYS)
+        assert set(places) == {f"127.0.0.1:{node.port}" for node in shared_cluster.masters}
+        assert places == sorted(places)
+        for place in ("0", "127.0.0.1:1/0", places[0]):
+            with pytest.raises(ValueError, match="no place of a listing"):
+                await store.scan(place, 5)
+
+
+async def test_where_no_node_is_there_a_listing_fails_without_a_text() -> None:
+    async with aclosing(RedisStore("redis+cluster://:hunter2@127.0.0.1:1")) as store:
+        for listing in (store.scan(None, 5), store.count()):
+            with pytest.raises(RedisClusterException, match=r"^redis\+cluster://127\.0\.0\.1:1$"):
+                await listing
+        assert store.shard_of(KEYS[0]) is None
+
+
 async def test_calls_that_find_no_node_fail_each_by_itself() -> None:
     async with aclosing(RedisStore("redis+cluster://127.0.0.1:1")) as store:
 

@@ -161,6 +161,49 @@ async def test_a_clusters_replica_takes_over_from_a_node_that_goes_down(
         await check_failover(cluster.url, lambda: fault(cluster.masters[0]), taken_over)
 
 
+@case(
+    Section.SHARED_STORE,
+    "a shard of a Cluster is gone with its replicas, and the others go on (`cluster-require-full-coverage no`)",
+    "only its sessions are on the copies; for those of the other shards nothing of it",
+)
+@pytest.mark.parametrize("kind", BINARIES)
+async def test_sessions_of_other_shards_go_on_without_one_that_is_gone(kind: str, tmp_path: Path) -> None:
+    with redis_cluster(tmp_path, kind=kind) as cluster:
+        for node in cluster.masters:
+            node.call("CONFIG", "SET", "cluster-require-full-coverage", "no")
+        dead, *living = cluster.masters
+        replica = Replica(f"{cluster.url}?socket_timeout={PATIENCE}", timeout_seconds=PATIENCE)
+        pins = {session: await ask_and_find(replica, session, dead) for session in SESSIONS}
+        lost = [session for session, (_, is_there) in pins.items() if is_there]
+        others = [session for session in SESSIONS if session not in lost]
+        assert lost
+        assert others
+        dead.kill()
+
+        async def are_apart() -> bool:  # those that are lost come one after the other
+            answers = {session: await replica.ask(session) for session in lost + others}
+            assert {session: model for session, (model, _) in answers.items()} == {
+                session: model for session, (model, _) in pins.items()
+            }
+            statuses = [status for _, status in answers.values()]
+            return statuses == [f"hit; reason={UNAVAILABLE}"] * len(lost) + ["hit"] * len(others)
+
+        await until(are_apart)
+        assert await are_apart()
+        new = Counter([(await replica.ask(session))[1] for session in range(NEW_SESSION, NEW_SESSION + 40)])
+        assert set(new) == {"miss", f"miss; reason={UNAVAILABLE}"}
+        assert sum(len(node.call("KEYS", "session-pin:1:{*}")) for node in living) == len(others) + new["miss"]
+        await close(replica)
+        gc.collect()
+
+
+async def ask_and_find(replica: Replica, session: int, node: RedisServer) -> tuple[str, bool]:
+    """Ask for the first time; return the model, and whether its pin is in *node*."""
+    before = len(node.call("KEYS", "session-pin:1:{*}"))
+    model, _ = await replica.ask(session)
+    return model, len(node.call("KEYS", "session-pin:1:{*}")) > before
+
+
 @case(Section.SHARED_STORE, "Sentinel changes the master on purpose", "`hit`, a few of them from the copy")
 async def test_a_master_that_becomes_a_replica_is_left_for_the_new_one(tmp_path: Path) -> None:
     with redis_sentinels(tmp_path) as service:

@@ -11,13 +11,9 @@ import pytest
 from asgi_driver import Clock, until
 from asgi_session_pin import Lapsed, MemoryStore, Pin, PinStore
 from asgi_session_pin.stores import ResilientStore
+from asgi_session_pin.stores._breakers import FAILURES_TO_REST, FIRST_REST_SECONDS, LONGEST_REST_SECONDS
 from asgi_session_pin.stores.local_copy import LocalCopy
-from asgi_session_pin.stores.resilient import (
-    FAILURES_TO_REST,
-    FIRST_REST_SECONDS,
-    LONGEST_REST_SECONDS,
-    StoreUnavailable,
-)
+from asgi_session_pin.stores.resilient import StoreUnavailable
 from asgi_session_pin.testing import CHECKS, LAPSED_CHECKS, SHARED_CHECKS, Check, StoreCase
 from behaviour_document import Section, case
 from cases import directory_case
@@ -151,6 +147,63 @@ async def test_failures_count_in_a_row_so_one_bad_key_is_not_the_store(clock: Cl
     for _ in range(5 * FAILURES_TO_REST):
         await fails(store.get(K))
         assert await store.get(L) is None
+
+
+class Sharded(Server):
+    """A store of several shards, named by the first byte of a key; those of *out* are out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out: set[bytes] = set()
+
+    def shard_of(self, key: bytes) -> bytes:
+        return key[:1]
+
+    async def get(self, key: bytes) -> Pin | Lapsed[Pin] | None:
+        if key[:1] in self.out:
+            self.asked += 1
+            raise OSError("this shard is down")
+        return await super().get(key)
+
+
+async def test_a_shard_that_is_out_is_left_alone_by_itself(clock: Clock) -> None:
+    sharded = Sharded()
+    store = replica(sharded, clock)
+    assert await store.add(K, A) == A
+    assert await store.add(L, B) == B
+    sharded.out = {K[:1]}
+    for _ in range(FAILURES_TO_REST):
+        await fails(store.get(K))
+    asked = sharded.asked
+    for number in range(10):
+        await fails(store.get(K[:1] + bytes([number]) * 15))  # the same shard
+        assert store.recall(K) == A
+        assert await store.get(L) == B
+        assert await store.add(M, C) == C
+    assert sharded.asked == asked + 20, "no call for the shard that is out"
+    sharded.out = set()
+    await clock.wait(FIRST_REST_SECONDS)
+    await fails(store.get(K))  # nobody waits for the trial that this starts
+    await settle()
+    assert await store.get(K) == A
+
+
+async def test_shards_rest_each_for_its_own_time(clock: Clock) -> None:
+    sharded = Sharded()
+    store = replica(sharded, clock)
+    sharded.out = {K[:1], L[:1]}
+    for _ in range(FAILURES_TO_REST):
+        await fails(store.get(K))
+    await clock.wait(FIRST_REST_SECONDS / 2)
+    for _ in range(FAILURES_TO_REST):
+        await fails(store.get(L))
+    sharded.out = set()
+    await clock.wait(FIRST_REST_SECONDS / 2)
+    for key in (K, L):
+        await fails(store.get(key))
+    await settle()
+    assert await store.get(K) is None
+    await fails(store.get(L))
 
 
 async def test_what_is_left_of_a_requests_time_says_little_of_the_store(server: Server, clock: Clock) -> None:

@@ -9,8 +9,8 @@ from msgspec.structs import replace
 
 from asgi_driver import Answer, Gateway, Header, call
 from asgi_session_pin import Config, Lapsed, Pin, PinEvent, PinStore, SessionPinMiddleware, Store
+from asgi_session_pin.stores._breakers import FAILURES_TO_REST
 from asgi_session_pin.stores.redis import RedisStore
-from asgi_session_pin.stores.resilient import FAILURES_TO_REST
 from behaviour_document import Section, case
 from delaying_proxy import delaying_proxy
 from redis_servers import RedisServer, redis_server
