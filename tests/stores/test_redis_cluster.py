@@ -14,6 +14,7 @@ from delaying_proxy import delaying_proxy
 from redis_servers import Cluster, redis_cluster
 
 KEYS = [number.to_bytes(16, "big") for number in range(60)]
+MOVED = bytes(range(16))  # no other test has a key in its slot
 
 
 async def test_pins_are_spread_over_the_nodes(shared_cluster: Cluster) -> None:
@@ -32,22 +33,22 @@ async def test_a_slot_that_moves_to_another_node_is_followed(shared_cluster: Clu
     async with RedisCluster(host="127.0.0.1", port=shared_cluster.masters[0].port) as client:
         store = RedisStore(client, prefix="moved:")
         pin = Pin("model-a", 1.0)
-        await store.add(KEYS[0], pin)
-        name = f"moved:1:{{{KEYS[0].hex()}}}"
+        await store.add(MOVED, pin)
+        name = f"moved:1:{{{MOVED.hex()}}}"
         slot = shared_cluster.masters[0].call("CLUSTER", "KEYSLOT", name)
         [source] = [node for node in shared_cluster.masters if node.call("CLUSTER", "COUNTKEYSINSLOT", slot)]
         target = next(node for node in shared_cluster.masters if node is not source)
         identity = target.call("CLUSTER", "MYID")
         source.call("CLUSTER", "SETSLOT", slot, "MIGRATING", identity)
         target.call("CLUSTER", "SETSLOT", slot, "IMPORTING", source.call("CLUSTER", "MYID"))
-        assert await store.get(KEYS[0]) == pin
+        assert await store.get(MOVED) == pin
         source.call("MIGRATE", "127.0.0.1", target.port, name, 0, 5000)
-        assert await store.get(KEYS[0]) == pin  # by ASK
-        assert await store.add(KEYS[0], Pin("model-b", 2.0)) == pin
+        assert await store.get(MOVED) == pin  # by ASK
+        assert await store.add(MOVED, Pin("model-b", 2.0)) == pin
         for node in (target, source):
             node.call("CLUSTER", "SETSLOT", slot, "NODE", identity)
-        assert await store.get(KEYS[0]) == pin  # by MOVED
-        assert await store.discard(KEYS[0], pin) is True
+        assert await store.get(MOVED) == pin  # by MOVED
+        assert await store.discard(MOVED, pin) is True
 
 
 async def test_where_all_nodes_are_new_those_of_the_url_are_asked_again(
