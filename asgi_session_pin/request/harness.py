@@ -1,6 +1,6 @@
 """What agents' harnesses put around a user's text: reminders, environments, notes of their own commands.
 
-Seen in the requests of Claude Code 2.1, Codex 0.169, OpenCode 1.18, Kilo 7.7 and qwen-code 0.15, and in their programs
+Seen in the requests of Claude Code 2.1, Codex 0.169, OpenCode 1.18, Kilo 7.7 and qwen-code 0.24, and in their programs
 and those of Cline, Roo and Copilot. What is not known here passes for the words of a person.
 """
 
@@ -75,15 +75,17 @@ def own_text(text: bytes, limit: int) -> bytes:
     """
     position = 0
     for _ in range(_MOST if text[:1] in _MARKS else 0):
-        opening, line = _opening.match(text, position), _line.match(text, position)
+        opening = _opening.match(text, position)
         if opening is not None:
             closing = b"%b/%b" % opening.group(2, 3)
             end = text.find(closing, opening.end())
             position = len(text) if end < 0 else end + len(closing)
-        elif line is not None:
+        elif (line := _line.match(text, position)) is not None:
             position = line.end()
         else:
             break
+        if position == len(text):
+            return b""
     blank = _blank.match(text, position)
     assert blank is not None  # it matches the empty text too
     start = blank.end()
