@@ -33,7 +33,7 @@ _is_own = re.compile(
     | The\ following\ tool\ was\ executed\ by\ the\ user
     | Attached\ image\(s\)\ from\ tool\ result
     | This\ is\ the\ (?:Qwen\ Code|Gemini\ CLI)\.\ We\ are\ setting\ up\ the\ context
-    | Managed\ memory\ directory:
+    | Managed\ memory\ (?:directory:|has\ TWO\ directories)
     )""",
     re.VERBOSE,
 ).match

@@ -16,11 +16,6 @@ NOT_RUN = {
     ("CONTRIBUTING.md", "asgi_session_pin/"): "a drawing: the tree",
     ("docs/architecture.md", "asgi_session_pin/"): "a drawing: the tree, whose names a test looks up",
     ("docs/architecture.md", "middleware "): "a drawing: the way of a request",
-    ("docs/recipes.md", "OPENAI_BASE_URL="): "tried by hand: qwen-code is not among the clients of tests/realworld",
-    ("docs/recipes.md", "aider "): "tried by hand: aider is not among the clients of tests/realworld",
-    ("docs/recipes.md", '{"security":'): "tried by hand, as qwen-code",
-    ("docs/recipes.md", '{"providers":'): "tried by hand: Cline is not among the clients of tests/realworld",
-    ("docs/recipes.md", "- name: openai/auto"): "tried by hand, as aider",
 }
 
 

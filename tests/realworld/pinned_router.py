@@ -28,8 +28,8 @@ class PinnedRouter:
 
 
 @contextlib.contextmanager
-def pinned_router(folder: Path, recipe: str, base: str = "") -> Iterator[PinnedRouter]:
-    """Run the provider, and the command with the settings of a recipe in front of its *base*."""
+def pinned_router(folder: Path, recipe: str | Path, base: str = "") -> Iterator[PinnedRouter]:
+    """Run the provider, and the command with the settings of a recipe, or of a file, in front of its *base*."""
     provider: list[str | Path] = [sys.executable, "-m", "realworld.routing_provider"]
     with serve_command(folder, *provider, ready="/requests", PYTHONPATH=str(HERE.parent)) as upstream:
         command: list[str | Path] = [Path(sys.executable).with_name("asgi-session-pin"), "serve"]

@@ -21,8 +21,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
+from asgi_session_pin.wire.compression import decode_whole
 from realworld import answers
 
+MAX_DECODED = 10_000_000  # bytes of a body
 ROUTED, LARGE, SMALL = "auto", "large", "small"
 
 
@@ -54,7 +56,7 @@ async def tell_requests(request: Request) -> Response:
 async def serve(request: Request) -> Response:
     """Answer in the API of the path."""
     api = APIS[request.url.path.removeprefix("/http")]
-    body = await request.json()
+    body = json.loads(decoded(await request.body(), request.headers.get("content-encoding")))
     prompt = last_prompt(body[api.history])
     model = take(body, prompt, request)
     answer = api.answer(model, tool_call(prompt, body) or f"Hello from {model}.")
@@ -82,6 +84,11 @@ async def refuse(websocket: WebSocket) -> None:
     """Refuse a websocket as Starlette does that knows of none."""
     requests.append({"served": None, "body": {}, "headers": dict(websocket.headers), "transport": "refused"})
     await websocket.close()
+
+
+def decoded(content: bytes, coding: str | None) -> bytes:
+    """Return what a body is, which Codex may have compressed."""
+    return content if coding is None else decode_whole(content, coding.encode(), MAX_DECODED)
 
 
 def take(body: dict[str, Any], prompt: str, connection: HTTPConnection) -> str:
