@@ -31,7 +31,7 @@ class _Stage(Enum):
     PASSING = "it goes on as it is"
 
 
-_LINES, _PASSING = _Stage.LINES, _Stage.PASSING  # looked up for each message
+_WHOLE, _LINES, _PASSING = _Stage.WHOLE, _Stage.LINES, _Stage.PASSING  # looked up for each message
 
 
 class Restorer(Opaque):
@@ -53,18 +53,27 @@ class Restorer(Opaque):
 
     def send(self, message: Message) -> Awaitable[None]:
         """Take a message of the answer (ASGI). What the server's *send* raises passes through."""
+        head = self.head
+        if head and not self.held:  # most messages of a stream are one event that begins as the last one did
+            body = message.get("body")
+            if (
+                type(body) is bytes
+                and body.startswith(head)
+                and body.endswith(b"\n")
+                and body.find(_MARK, len(head)) < 0
+            ):
+                return self.onward({**message, "body": self.restored_head + body[len(head) :]})
         stage = self.stage
         if stage is _PASSING:
             return self.onward(message)
         if message["type"] != "http.response.body":
             return self._begin(message) if message["type"] == "http.response.start" else self._give_up(message)
-        if stage is _Stage.WHOLE:
+        if stage is _WHOLE:
             return self._hold(message)
         if stage is _LINES and not self.held:
             body = body_of(message)
-            if body.endswith(b"\n"):  # whole lines, mostly of one event
-                told = self._in_lines(body)
-                return self.onward(message if told is body else {**message, "body": told})
+            if body.endswith(b"\n"):
+                return self.onward({**message, "body": self._in_lines(body)} if _MARK in body else message)
         return self._pass_lines(message)
 
     async def _give_up(self, message: Message) -> None:
@@ -84,7 +93,7 @@ class Restorer(Opaque):
             self.stage = _PASSING
             headers = [_told(header) for header in headers]
         elif kind == JSON and not self.streams:
-            self.stage = _Stage.WHOLE
+            self.stage = _WHOLE
             self.start = message
             return
         else:
@@ -123,8 +132,6 @@ class Restorer(Opaque):
         return None
 
     def _in_lines(self, text: bytes) -> bytes:
-        if self.stage is _LINES and text.startswith(self.head) and text.find(_MARK, len(self.head)) < 0:
-            return self.restored_head + text[len(self.head) :]
         if _MARK not in text:
             return text
         rest = b""
