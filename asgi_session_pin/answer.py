@@ -13,6 +13,7 @@ from .exchange import Exchange
 from .log import Opaque
 from .outcome import count_failure, showed_late_failure
 from .request.scope import PINNED
+from .response.output import LATE_BYTES
 from .response.pieces import STREAMED, Framing
 from .response.reader import Reader, open_plain_reader, open_reader
 from .response.rules import HEEDED_HEADERS, RESPONSE_HEADERS
@@ -69,8 +70,9 @@ def response_headers(status: bytes, by_fingerprint: bool, reason: bytes | None, 
     return headers if model is None else [*headers, (b"x-session-model", model.encode())]
 
 
-def keep_nothing(message: Message) -> None:
-    """Keep nothing of an answer that is no stream."""
+def end_of(message: Message) -> Message:
+    """Return a large message without what no one looks at for a late failure."""
+    return {**message, "body": bytes(message["body"][-LATE_BYTES:])}
 
 
 class Answer(Opaque):
@@ -85,15 +87,14 @@ class Answer(Opaque):
     stage: Stage = Stage.WAITING
     reader: Reader | None = None
     last: deque[Message] | None = None  # of a stream
-    keep: Callable[[Message], None] = keep_nothing  # what `last` keeps messages by
     framing: Framing = Framing.NONE
     failed_late: bool = False  # after a part of it had gone out
 
     def send(self, message: Message) -> Awaitable[None]:
         """The app's `send`."""
         stage = self.stage
-        if stage is WATCHING:
-            self.keep(message)
+        if stage is WATCHING and self.last is not None:
+            self.last.append(message if len(message.get("body", b"")) <= LATE_BYTES else end_of(message))
             return self.exchange.send(message)
         if stage is PASSING:
             return self.exchange.send(message)
@@ -111,27 +112,29 @@ class Answer(Opaque):
         """Keep the last messages of a stream from now on, after these."""
         if self.last is None:
             self.last = deque(maxlen=LAST_MESSAGES)
-            self.keep = self.last.append
         self.framing = framing
-        self.last.extend(last)
+        self.last.extend(
+            message if len(message.get("body", b"")) <= LATE_BYTES else end_of(message) for message in last
+        )
         if self.stage is PASSING:
             self.stage = WATCHING
 
     def straight_on(self) -> Send:
         """Return what sends the messages to come, with as little as possible for each."""
-        keep, send = self.keep, self.exchange.send
+        last, send = self.last, self.exchange.send
         if self.stage is PASSING:
             return send
-        if self.stage is not WATCHING:
+        if self.stage is not WATCHING or last is None:
             return self.send
+        keep = last.append
 
         def keep_and_send(message: Message) -> Awaitable[None]:
-            keep(message)
+            keep(message if len(message.get("body", b"")) <= LATE_BYTES else end_of(message))
             return send(message)
 
         return keep_and_send
 
-    def keeps(self, error: Exception) -> bool:
+    def holds_back(self, error: Exception) -> bool:
         """Take note of what the app raised. Nothing is kept back: it comes out."""
         if self.last and self.last[-1].get("more_body") and not self.is_clients_leaving(error):
             self.failed_late = True  # behind a whole stream it would say nothing of the model
@@ -140,6 +143,11 @@ class Answer(Opaque):
     def is_clients_leaving(self, error: Exception) -> bool:
         """Tell whether the app raised since the client has left: it was told so, or the server's `send` raised."""
         return self.exchange.client_left or passed_through(error, self.exchange.server_send or self.exchange.send)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether nothing of it has gone out since it is kept back."""
+        return False
 
     @property
     def is_settled(self) -> bool:

@@ -21,6 +21,9 @@ from .wire.messages import body_of
 GONE_SECONDS = 30.0  # a client that leaves sooner may have changed its mind
 
 
+_HELD = (Stage.WAITING, Stage.HOLDING, Stage.FAILING, Stage.DROPPED)
+
+
 class Guard(Opaque):
     """Stands between the app and an `Answer` under a pin; `Stage` has the way through it.
 
@@ -55,7 +58,7 @@ class Guard(Opaque):
             return self._send_behind(message)
         return self._look_on(message) if stage is Stage.LOOKING else self._drop(message)
 
-    def keeps(self, error: Exception) -> bool:
+    def holds_back(self, error: Exception) -> bool:
         """Take what the app raised, if its answer is held back; tell whether that is so."""
         if self.stage is Stage.DROPPED:
             self.error = error
@@ -63,10 +66,15 @@ class Guard(Opaque):
         if self.stage is Stage.LOOKING and self.first is None:
             self.answer.failed_late = not self.answer.is_clients_leaving(error)
         if self.answer.exchange.client_left or self.stage not in (Stage.WAITING, Stage.HOLDING, Stage.FAILING):
-            return self.answer.keeps(error)
+            return self.answer.holds_back(error)
         self._break_off()
         self.error = error
         return True
+
+    @property
+    def is_held(self) -> bool:
+        """Whether nothing of it has gone out."""
+        return self.stage in _HELD
 
     @property
     def is_settled(self) -> bool:

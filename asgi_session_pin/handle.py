@@ -8,13 +8,13 @@ from typing import Any
 
 from starlette.types import Message, Receive, Scope
 
-from .answer import Answer, Stage
+from .answer import Answer
 from .config.settings import FINGERPRINT, RESPONSES
 from .exchange import Exchange
 from .guard import Guard
 from .keeping import ends_by
 from .log import logger, names_of
-from .outcome import compare, put_pin, recall, record_choice, replace
+from .outcome import compare, put_pin, recall, record_choice, renew, replace
 from .pin import Pin
 from .request.body import RequestBody
 from .request.scope import PINNED, copy_of_state, decoded_headers, pinned_headers, put_state, why_unreadable
@@ -23,8 +23,6 @@ from .response.decision import DecisionEditor, Edit, ask_for_identity, reply, te
 from .response.restore import Restorer
 from .wire.headers import Headers, is_identity
 from .wire.json import Members, decode_members, put_model
-
-HELD = (Stage.WAITING, Stage.HOLDING, Stage.FAILING, Stage.DROPPED)  # nothing of the answer has gone out
 
 
 async def handle_observed(exchange: Exchange) -> None:
@@ -84,7 +82,7 @@ async def _use(exchange: Exchange, pin: Pin, inner: Scope) -> None:
         _warn_of_an_overridden_model(exchange, pin)
     state, guard = copy_of_state(exchange.scope), _guarded(exchange, pin)
     await _attempt(exchange, inner, guard)
-    if guard.stage in HELD:
+    if guard.is_held:
         routes = guard.calls_for_routing()
         await (_reroute(exchange, pin, guard, state) if routes else _let_out(exchange, guard, guard.let_go()))
     return None
@@ -174,23 +172,20 @@ def _guarded(exchange: Exchange, pin: Pin) -> Guard:
 
 async def _attempt(exchange: Exchange, inner: Scope, answer: Answer | Guard) -> None:
     """Call the app once. What it raises comes out, unless the answer keeps it back."""
-    runtime, body = exchange.runtime, exchange.body
+    body = exchange.body
     assert body is not None
     try:
-        await runtime.app(inner, body.receive, answer.send)
+        await exchange.runtime.app(inner, body.receive, answer.send)
     except Exception as error:
-        if not answer.keeps(error):
+        if not answer.holds_back(error):
             raise
     finally:
         if not answer.is_settled:
             await answer.done()
-        is_held = answer.stage in HELD and isinstance(answer, Guard)
-        if not is_held:
+        if not answer.is_held:
             exchange.show_scope()
-    if exchange.pin is not None and not is_held:
-        seconds = runtime.timer() - exchange.used
-        if seconds >= runtime.renew_after:
-            await runtime.pins.renew(exchange.place(), exchange.pin, seconds)
+    if not answer.is_held:
+        await renew(exchange)
 
 
 async def _reroute(exchange: Exchange, pin: Pin, first: Guard, state: dict[str, Any]) -> None:
@@ -213,7 +208,7 @@ async def _reroute(exchange: Exchange, pin: Pin, first: Guard, state: dict[str, 
     answer = Answer(again, partial(replace, again, pin, verdict))
     second = Guard(answer, answer.send, first)
     await _attempt(again, again.open_scope(exchange.headers), second)
-    if second.stage not in HELD:
+    if not second.is_held:
         return None
     exchange.again = None
     if not again.client_left:

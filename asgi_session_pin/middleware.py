@@ -118,7 +118,7 @@ class SessionPinMiddleware:
                 self._notices.stray(scope, is_ignored=self._match(scope["path"]) is not None)
         elif kind == "lifespan":
             self._heed_log_level()
-            send = self._living(send)
+            send = self._with_lifespan(send)
         await self.app(scope, receive, send)
         return None
 
@@ -202,7 +202,7 @@ class SessionPinMiddleware:
                 return endpoint
         return None
 
-    def _living(self, send: Send) -> Send:
+    def _with_lifespan(self, send: Send) -> Send:
         async def start_or_close_and_send(message: Message) -> None:
             if message["type"] == "lifespan.startup.complete":
                 await self.runtime.steering.start()

@@ -208,6 +208,15 @@ async def _give_up(exchange: Exchange, pin: Pin, cause: Cause) -> None:
     await exchange.runtime.pins.unpin(exchange.place(), pin, cause)
 
 
+async def renew(exchange: Exchange) -> None:
+    """Count the pin's idle time from the end of an answer under it, if that took long."""
+    runtime = exchange.runtime
+    if exchange.pin is not None:
+        seconds = runtime.timer() - exchange.used
+        if seconds >= runtime.renew_after:
+            await runtime.pins.renew(exchange.place(), exchange.pin, seconds)
+
+
 def showed_late_failure(exchange: Exchange, last: Iterable[Message], framing: Framing) -> bool:
     """Tell whether the last messages of a stream that gave output are a failure after all."""
     error = None

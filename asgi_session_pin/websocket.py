@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 from starlette.types import Message
 
-from .answer import Look, listed, passed_through
+from .answer import LATE, Look, listed, passed_through
 from .exchange import Exchange
 from .guard import GONE_SECONDS
 from .handle import find_or_lead
 from .log import Opaque
-from .outcome import compare, count_failure, is_proven, prove, recall, record_choice, refuse
+from .outcome import compare, count_failure, is_proven, prove, recall, record_choice, refuse, renew
 from .request.scope import SCOPE_KEY
 from .request.session import asked_model, asks_for_response
 from .response.errors import Error
@@ -109,13 +109,17 @@ class SocketAnswer(Opaque):
         runtime, known = exchange.runtime, exchange.health
         has_served = self.has_output or known is None or is_proven(exchange, pin)
         verdict = judge(status, error, pin.model, is_proven=has_served)
+        exchange.verdict = verdict.value
         if verdict is Verdict.CLIENT or (known is not None and runtime.health.rests(known)):
             return
         if known is None or not verdict.blames_the_name:
             exchange.pin = pin
             await count_failure(exchange)
         elif runtime.config.failover.on_refused == "reroute":  # as the next one will be
-            await refuse(exchange, pin, verdict)
+            if verdict is Verdict.REFUSED:
+                await refuse(exchange, pin, verdict)
+            else:  # no routed answer has shown that it is the name and not the request
+                await runtime.pins.unpin(exchange.place(), pin, "refused")
 
     async def break_off(self, *, is_failure: bool) -> None:
         """Leave nothing behind: no event comes any longer. *is_failure*: the client did not leave."""
@@ -123,6 +127,7 @@ class SocketAnswer(Opaque):
         seconds = exchange.runtime.timer() - exchange.used
         is_failure = is_failure or (not self.has_output and seconds >= GONE_SECONDS)
         if is_failure and self.is_judged and exchange.pin is not None:
+            exchange.verdict = LATE if self.has_output else Verdict.UNAVAILABLE.value
             await count_failure(exchange)
         await self._finish()
 
@@ -131,12 +136,9 @@ class SocketAnswer(Opaque):
         runtime = exchange.runtime
         if exchange.has_turn:
             runtime.pins.pass_turn(exchange.place())
-        if exchange.pin is not None:
-            if exchange.health is not None and self.has_output:
-                exchange.health.failures = 0
-            seconds = runtime.timer() - exchange.used
-            if seconds >= runtime.renew_after:
-                await runtime.pins.renew(exchange.place(), exchange.pin, seconds)
+        if exchange.pin is not None and exchange.health is not None and self.has_output:
+            exchange.health.failures = 0
+        await renew(exchange)
         exchange.tell_listeners()
 
 
@@ -148,6 +150,7 @@ class PinnedSocket:
         self._answers: list[SocketAnswer] = []
         self._reset: set[bytes] = set()  # keys whose pin the client had forgotten
         self._client_left = False
+        self._asks_else = False  # the client has sent what is no request for a response since the last one began
         self._restores = exchange.runtime.config.restore_model
         control = exchange.picked.get(b"x-session-pin", b"").strip().lower()
         exchange.resets = control == b"reset"
@@ -200,6 +203,7 @@ class PinnedSocket:
         except ValueError:
             return None
         if find_string(members, ("type",)) != "response.create" or not asks_for_response(members):
+            self._asks_else = True
             return None
         exchange = self._open(members)
         if exchange is None:
@@ -216,7 +220,7 @@ class PinnedSocket:
             answer.is_judged = exchange.asked != pin.model and not is_warm_up  # as for HTTP: there is no other name
             if answer.is_judged and recall(exchange, pin):
                 answer.look = partial(compare, exchange)
-        elif is_warm_up:  # it is not answered, so it decides nothing
+        elif is_warm_up:  # its answer names no choice
             runtime.pins.pass_turn(exchange.place())
         else:
             answer.is_judged = exchange.learns = True
@@ -267,6 +271,9 @@ class PinnedSocket:
         if kind == "websocket.send":
             if self._answers and message.get("text"):
                 event = _read_event(message["text"])
+                if event.type == "error" and event.stream_id is None and (self._asks_else or len(self._answers) > 1):
+                    return self._let_go_and_send(message)
+                self._asks_else = self._asks_else and event.type != "response.created"
                 answer = self._answer_of(event)
                 if answer is not None and (answer.wants(event) or self._restores):
                     return self._see_and_send(answer, event, message)
@@ -295,6 +302,11 @@ class PinnedSocket:
             await answer.see(event, data)
         if self._restores and isinstance(asked, str):
             message = {**message, "text": restored(data, asked).decode()}
+        await self._upgrade.send(message)
+
+    async def _let_go_and_send(self, message: Message) -> None:
+        """Send an error that may be of any answer, or of another message of the client: nothing is learned of them."""
+        await self._break_off(is_failure=False)
         await self._upgrade.send(message)
 
     async def _break_off_and_send(self, message: Message) -> None:

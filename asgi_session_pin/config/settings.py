@@ -302,7 +302,7 @@ class Config(_Section, frozen=True):
     - `endpoints`: tried in order, the first match counts.
     - `response_headers`: False sends the client none of our headers.
     - `restore_model`: answers name the model that the client asked for, in JSON and events; a JSON answer is held until
-      it is whole, and what is compressed goes as it is, which `X-Session-Pin-Status` tells.
+      it is whole; what is compressed, or has a digest, goes as it is, which `X-Session-Pin-Status` tells.
     """
 
     routing: Routing = Routing()

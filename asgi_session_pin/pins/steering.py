@@ -52,6 +52,7 @@ class Steering:
         self._next_look: asyncio.TimerHandle | None = None
         self._reading: asyncio.Task[None] | None = None
         self._note = Note()
+        self._has_read = type(store) is MemoryStore  # there was no note before
         self.is_paused = False
         """Whether no pin is read or written."""
         self.retired: dict[str, float] = {}
@@ -59,8 +60,10 @@ class Steering:
 
     def watch(self) -> None:
         """Read the note now and then, from now on."""
+        if self._store is None or self._is_local:
+            return
         loop = asyncio.get_running_loop()
-        if loop is not self._loop and self._store is not None and not self._is_local:
+        if loop is not self._loop:
             self._loop = loop
             self._begin(loop)
 
@@ -84,7 +87,7 @@ class Steering:
     def was_retired(self, model: str, at: float) -> bool:
         """Tell whether a model was retired already at a time on the timer.
 
-        What was under way then is pinned to it nevertheless, until a person goes on: its next request may be one of a
+        What was under way then is pinned to it nevertheless, until a switch is safe: its next request may be one of a
         tool loop.
         """
         return at >= self.retired.get(model, math.inf)
@@ -127,10 +130,12 @@ class Steering:
         raise TimeoutError
 
     def _follow(self, note: Note) -> None:
+        # What the first note says was said before this process looked.
+        since = self._timer() if self._has_read else -math.inf
+        self._has_read = True
         self._note = note
         self.is_paused = note.is_paused
-        now = self._timer()
-        self.retired = {name: self.retired.get(name, now) for name in note.retired}
+        self.retired = {name: self.retired.get(name, since) for name in note.retired}
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         if loop is self._loop:

@@ -137,7 +137,7 @@ class PinTable:
             if found is None:
                 return False
             pin = self._unpinned[key] = _pin_of(found)
-            return await self._store.discard(key, pin) and pin is found
+            return await self._store.discard(key, pin) and not isinstance(found, Lapsed)
         except Exception:
             if self._shared is not None:
                 self._shared.void(key)
@@ -148,7 +148,7 @@ class PinTable:
         for _ in range(_MOST_TRIES):
             found = await self._store.get(key)
             if found is not None:
-                self._unpinned[key] = other = found.value if isinstance(found, Lapsed) else found
+                self._unpinned[key] = other = _pin_of(found)
                 await self._store.discard(key, other)
             if await self._store.add(key, pin) == pin:
                 return self._turns.chosen(key, pin)

@@ -8,6 +8,7 @@ import msgspec
 from starlette.types import Message, Send
 
 from ..log import Opaque
+from ..request.scope import SIGNATURE_HEADERS
 from ..wire.headers import JSON, HeaderPicker, is_identity, media_type, without
 from ..wire.json import encode_json, find_string, put_string, read_object
 from ..wire.messages import body_of
@@ -18,9 +19,11 @@ _MARK = b'"model"'
 _MAX_LINE = 65_536
 _BOM = b"\xef\xbb\xbf"
 _line = re.compile(rb"[^\r\n]+")
-_last_end = re.compile(rb"[\r\n][^\r\n]*\Z").search
+# How a line begins that may name a model, as far as it has come.
+_may_be_data = re.compile(rb"(?:\xef\xbb\xbf)?(?:(?:data:)?\s*(?:\{|\Z)|(?:data|dat|da|d)\Z)|\xef\xbb?\Z").match
+_LONGEST_START = 256
 _LENGTH = frozenset({b"content-length"})
-_heeded = HeaderPicker({b"content-type", b"content-encoding"})
+_heeded = HeaderPicker({b"content-type", b"content-encoding", *SIGNATURE_HEADERS})
 
 
 class _Stage(Enum):
@@ -38,7 +41,7 @@ class Restorer(Opaque):
     """Stands between us and the server's `send`, *onward*, once the model of the request, *asked*, is known.
 
     A JSON answer of up to *max_bytes* is held until it is whole; of a stream no more than the line that is not. What is
-    compressed goes on as it is, which `X-Session-Pin-Status` then tells.
+    compressed, or has a digest of its body, goes on as it is, which `X-Session-Pin-Status` then tells.
     """
 
     onward: Send
@@ -89,7 +92,7 @@ class Restorer(Opaque):
         kind = media_type(picked.get(b"content-type", b""))
         if message["status"] // 100 != 2 or (kind is None and not self.streams):
             self.stage = _PASSING
-        elif not is_identity(picked.get(b"content-encoding", b"")):
+        elif not (is_identity(picked.get(b"content-encoding", b"")) and SIGNATURE_HEADERS.isdisjoint(picked)):
             self.stage = _PASSING
             headers = [_told(header) for header in headers]
         elif kind == JSON and not self.streams:
@@ -121,9 +124,9 @@ class Restorer(Opaque):
         self.held = b""
         if not message.get("more_body", False):
             return await self.onward({**message, "body": self._in_lines(text)})
-        found = _last_end(text)
-        end = 0 if found is None else found.start() + 1
-        if len(text) - end > _MAX_LINE or (end == 0 and self.stage is _Stage.REST):
+        end = max(text.rfind(b"\n"), text.rfind(b"\r")) + 1
+        is_rest = end == 0 and self.stage is _Stage.REST
+        if is_rest or len(text) - end > _MAX_LINE or not _may_be_data(text[end : end + _LONGEST_START]):
             done, self.stage = self._in_lines(text), _Stage.REST
         else:
             done, self.held, self.stage = self._in_lines(text[:end]), text[end:], _LINES

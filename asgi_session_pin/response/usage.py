@@ -67,7 +67,7 @@ class UsageReader:
             self._head.append(body[: self._head_room])
             self._head_room -= len(body)
         if not self._coding:
-            self._tail.append(body)
+            self._tail.append(body[-_TAIL_BYTES:])
 
 
 def read_tokens(text: bytes) -> Tokens | None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import weakref
 from contextvars import ContextVar
 from typing import Any
 
@@ -258,6 +259,34 @@ async def test_pieces_of_a_stream_that_are_large_or_buffers_are_looked_at_for_a_
 
     app = await pinned(Gateway("a", serve=serve))
     assert await statuses(app, count=4) == ["hit", "hit", "hit", "miss"]
+
+
+@pytest.mark.parametrize("is_pinned", [True, False])
+async def test_of_the_large_pieces_of_a_stream_no_more_is_kept_than_is_looked_at(is_pinned: bool) -> None:
+    def kept() -> int:
+        return sum(piece() is not None for piece in pieces)
+
+    async def stream(send: Send, model: str) -> None:
+        await start_stream(send)
+        await send({"type": "http.response.body", "body": b'data: {"model":"a"}\n\n' + WORD % 0, "more_body": True})
+        for _ in range(10):
+            piece = memoryview(b"data: " + b" " * 100_000 + b"\n\n")
+            pieces.append(weakref.ref(piece))
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            del piece
+            most.append(kept())
+        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+    async def send(message: Message) -> None:
+        pass
+
+    pieces: list[weakref.ref[memoryview]] = []
+    most: list[int] = []
+    gateway = Gateway("a", serve=stream)
+    app = await pinned(gateway) if is_pinned else SessionPinMiddleware(Gateway("a", answer=stream))
+    await app(http_scope(SESSION), receive_from(body_messages(b'{"model":"auto"}')), send)
+    assert len(pieces) == 10
+    assert max(most) <= 1
 
 
 async def test_failures_that_come_in_bursts_give_the_pin_up_in_the_end(clock: Clock) -> None:

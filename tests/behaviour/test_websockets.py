@@ -675,6 +675,27 @@ async def test_a_refused_name_is_given_up(turns: int, failure: dict[str, Any]) -
     assert provider.asked[turns:] == ["a", "auto", "b"]
 
 
+@case(
+    Section.WEBSOCKET,
+    "a 4xx without a word of the name, for a name that has not served yet",
+    "the pin is given up; other sessions keep theirs, as no routed answer has shown that it is the name",
+)
+async def test_requests_that_are_at_fault_take_no_model_from_other_sessions() -> None:
+    provider = Provider("a")
+    app = SessionPinMiddleware(provider)
+    for number in range(3):
+        provider.said.pop("a", None)
+        async with connected(app, (b"x-session-id", b"session-%d" % number)) as client:
+            await client.turn()
+            provider.said["a"] = [{"type": "error", "status": 400, "error": {"message": "a tool call has no output"}}]
+            await client.turn()
+    provider.said.pop("a")
+    async with connected(app, (b"x-session-id", b"another")) as client:
+        await client.turn()
+        await client.turn()
+    assert provider.asked == ["auto", "a"] * 4
+
+
 async def test_on_refused_pass_leaves_the_pin() -> None:
     provider = Provider("a", "b")
     app = SessionPinMiddleware(provider, config=Config(failover=Failover(on_refused="pass")))
@@ -701,8 +722,8 @@ FAILURES: dict[str, Events] = {
     "the failure: nothing is routed again; `give_up_after` in a row give the pin up",
 )
 async def test_failures_in_a_row_give_the_pin_up(said: Events) -> None:
-    provider, clock = Provider("a", "b"), Clock()
-    app = SessionPinMiddleware(provider, clock=clock)
+    provider, clock, events = Provider("a", "b"), Clock(), list[PinEvent]()
+    app = SessionPinMiddleware(provider, clock=clock, listeners=[events.append])
     await pinned_to_a(app)
     served, provider.said["a"] = provider.said.get("a", response("a")), said
     async with connected(app) as client:
@@ -713,6 +734,8 @@ async def test_failures_in_a_row_give_the_pin_up(said: Events) -> None:
         assert provider.asked[2:] == ["a"] * 6
         await client.turn()
         assert provider.asked[8:] == ["auto"]
+    failed = ["unavailable"] * 2
+    assert [event.verdict for event in events[2:]] == [*failed, None, *failed, "unavailable", None]
 
 
 async def test_failures_of_the_answer_that_made_the_pin_count_for_it() -> None:
@@ -895,6 +918,32 @@ async def test_answers_at_the_same_time_are_told_apart_by_their_streams() -> Non
         await client.turn("one")
         await client.turn("two")
     assert provider.asked == ["one", "two", "a", "b"]
+
+
+@case(
+    Section.WEBSOCKET,
+    "an `error` that may be of another answer under way, or of a message that asks for no response",
+    "it goes on, and nothing is learned of what is under way",
+)
+@pytest.mark.parametrize("asks_else", [True, False])
+async def test_an_error_that_may_be_of_something_else_says_nothing_of_a_model(asks_else: bool) -> None:
+    provider = Provider("a")
+    app = SessionPinMiddleware(provider)
+    await pinned_to_a(app)
+    provider.said = {None: [], "a": []}
+    async with connected(app) as client:
+        if asks_else:
+            client.send({"type": "response.processed"})
+        client.create()
+        if not asks_else:
+            client.create()
+        await until(lambda: provider.has_more_than(3))
+        provider.said["a"] = [REFUSAL, *response("other")]
+        client.create()
+        await client.until(lambda: client.events[-1:] == ["response.completed"])
+        del provider.said["a"]
+        await client.turn()
+    assert provider.asked[-1] == "a"
 
 
 async def test_answers_that_never_end_are_looked_at_within_bounds() -> None:

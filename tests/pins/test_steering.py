@@ -7,9 +7,9 @@ import pytest
 from asgi_lifespan import LifespanManager
 from starlette.applications import Starlette
 from starlette.routing import Mount
-from starlette.types import Send
+from starlette.types import Message, Receive, Scope, Send
 
-from asgi_driver import SESSION, Clock, Gateway, answer_json, call
+from asgi_driver import SESSION, Clock, Gateway, answer_json, call, until
 from asgi_session_pin import MemoryStore, SessionPinMiddleware
 from asgi_session_pin.log import Warnings
 from asgi_session_pin.pins.steering import Steering
@@ -67,6 +67,44 @@ async def test_a_choice_that_is_under_way_when_its_model_is_retired_keeps_its_to
     assert (await call(pinned, TURN, SESSION)).json["model"] == "goes"  # by the router, which makes no pin any longer
     assert (await call(pinned, TURN, SESSION)).json["model"] == "stays"
     assert gateway.asked == ["auto", "goes", "auto", "auto"]
+
+
+@case(
+    Section.OPERATORS,
+    "a process that gets no lifespan reads what was said while its first request is under way",
+    "a retired model makes no pin there either",
+)
+async def test_what_was_retired_before_a_process_began_makes_no_pin_in_it() -> None:
+    class Shared(MemoryStore):
+        """Other processes write its note."""
+
+    store = Shared()
+    await Steering(store, Warnings(Clock())).retire("gone", True)
+
+    async def answer_when_the_note_is_read(send: Send, model: str) -> None:
+        await until(lambda: "gone" in pinned.runtime.steering.retired)
+        await answer_json(send, model)
+
+    gateway = Gateway("gone", answer=answer_when_the_note_is_read)
+    pinned = SessionPinMiddleware(gateway, store=store)
+    assert [(await call(pinned, AUTO, SESSION)).pin_status for _ in range(2)] == ["miss", "miss"]
+    await pinned.aclose()
+
+
+def test_an_app_starts_in_an_event_loop_that_is_not_asyncios() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "lifespan.startup.complete"})
+
+    async def send(message: Message) -> None:
+        sent.append(message["type"])
+
+    async def receive() -> Message:
+        raise AssertionError
+
+    sent: list[str] = []
+    with pytest.raises(StopIteration):  # it returned, without waiting for anything
+        SessionPinMiddleware(app)({"type": "lifespan"}, receive, send).send(None)
+    assert sent == ["lifespan.startup.complete"]
 
 
 async def test_a_model_that_is_retired_again_is_so_from_then_on(clock: Clock) -> None:

@@ -131,6 +131,12 @@ def test_an_event_goes_on_as_soon_as_its_line_is_there() -> None:
     assert pieces == [b'data: {"model":"auto"}\n', b"\n", b'data: {"model":"auto"}\n\n']
 
 
+def test_a_line_that_is_no_data_goes_on_as_it_comes() -> None:
+    chunks = [b"tok", b"en", b"s\nevent: mess", b"age\ndata: ", b'{"model":"m"}\n']
+    _, pieces = run(chunks, (b"content-type", b"text/plain"), streams=True)
+    assert pieces == [b"tok", b"en", b"s\nevent: mess", b"age\n", b'data: {"model":"auto"}\n']
+
+
 def test_a_line_that_is_too_long_goes_on_as_it_comes_and_the_next_is_restored() -> None:
     long = b'data: {"model":"m","x":"' + b"x" * 70_000
     _, pieces = run([long, b'"y', b'"}\n\ndata: {"model":"m"}\n\n', b""], EVENTS)
@@ -143,11 +149,12 @@ def test_a_stream_is_restored_whatever_its_label(kind: tuple[bytes, bytes]) -> N
     assert b"".join(pieces) == b'{"model":"auto"}\n{"model":"auto"}'
 
 
-def test_what_is_compressed_goes_as_it_is_and_says_so() -> None:
-    coding = (b"content-encoding", b"gzip")
-    assert run([b"x"], JSON, coding, STATUS) == (
-        [JSON, coding, (b"x-session-pin-status", b"hit; restored=false")],
-        [b"x"],
+@pytest.mark.parametrize("header", [(b"content-encoding", b"gzip"), (b"content-digest", b"sha-256=:AA==:")])
+def test_what_is_compressed_or_has_a_digest_goes_as_it_is_and_says_so(header: tuple[bytes, bytes]) -> None:
+    body = b'{"model":"m"}'
+    assert run([body], JSON, header, STATUS) == (
+        [JSON, header, (b"x-session-pin-status", b"hit; restored=false")],
+        [body],
     )
 
 
