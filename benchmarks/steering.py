@@ -34,7 +34,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
             folder = Path(name)
             url = f"sqlite:///{name}/pins.db" if kind == "SQLite" else stack.enter_context(redis_server(folder)).url
-            wrong, seen = asyncio.run(steered_agents.run(folder, url, **vars(chosen)))
+            wrong, seen = asyncio.run(steered_agents.run(folder, url, follows=1, **vars(chosen)))
         print(f"{kind}, {chosen.pins:,} pins, {chosen.workers} workers: {seen}", flush=True)
         print("\n".join(f"  {fault}" for fault in wrong[:10]) or "  all as it should be", flush=True)
         is_wrong = is_wrong or bool(wrong)

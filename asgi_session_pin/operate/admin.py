@@ -220,12 +220,11 @@ def _open_metrics(runtime: Runtime) -> "Metrics | None":
         from .metrics import Metrics
     except ImportError:
         return None
-    for counter in runtime.counters:
-        if isinstance(counter, Metrics):
-            return counter
-    metrics = Metrics()
-    runtime.counters.append(metrics)
-    runtime.change_listeners.append(metrics.count_change)
+    metrics = next((counter for counter in runtime.counters if isinstance(counter, Metrics)), None)
+    if metrics is None:
+        metrics = Metrics()
+        runtime.counters.append(metrics)
+        runtime.change_listeners.append(metrics.count_change)
     return metrics
 
 

@@ -26,7 +26,7 @@ MODELS = [f"model-{number}" for number in range(10)]
 AT_A_TIME = 40
 FAULTS = ("503", "refuses", "raises", "breaks", "hangs")
 MOST_BYTES = 10_000  # of a request's body
-_SHOWN_SECONDS = 1.0  # a worker has told the others what it has counted: four times as long as that takes
+PATIENCE = 20  # seconds until the workers have told each other what they counted
 _ENDS_A_PIN = ("lapsed", "evicted", "refused", "outage", "reset", "forgotten", "retired", "released")
 
 
@@ -199,6 +199,13 @@ class Clients:
                 found.setdefault(sample.name, {})[labels] = sample.value
         return found
 
+    async def wait_for_figures(self) -> None:
+        """Wait until as many requests are told as were made, for a while."""
+        for _ in range(PATIENCE * 10):
+            if sum((await self.figures())["session_pin_requests_total"].values()) >= self.requests.total():
+                return
+            await asyncio.sleep(0.1)
+
     def faults(self, figures: dict[str, dict[tuple[str, ...], float]], pins: int) -> Iterator[str]:
         """Yield where the figures are others, with so many pins in the store."""
         told: Counter[tuple[str, ...]] = Counter()
@@ -259,7 +266,7 @@ async def run(folder: Path, *, requests: int, workers: int) -> tuple[list[str], 
             await clients.ask(requests // 2, counts_tokens=True)
             await asyncio.to_thread(reload)
             await clients.ask(requests - requests // 2, counts_tokens=False)
-            await asyncio.sleep(_SHOWN_SECONDS)
+            await clients.wait_for_figures()
             figures = [await clients.figures() for _ in range(2 * workers)]  # whichever worker answers
         finally:
             log.disabled = False

@@ -21,7 +21,6 @@ from servers import serve_app, serving, wait_until, workers_of
 
 GOES = "goes"
 STAYS = ("stays-1", "stays-2")
-FOLLOWS_SECONDS = 1.0  # in which every process does what an operator said
 BEGAN = "x-began"
 TOKEN = "a-token-of-the-operator"
 ADMIN = "/-/session-pin/api"
@@ -51,12 +50,16 @@ class Call(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """When the operator had done what, and was about to resume, on the monotonic clock."""
+    """When the operator had done what, and was about to resume, on the monotonic clock.
+
+    *follows*: seconds in which every process does what was said.
+    """
 
     retired: float
     paused: float
     resuming: float
     resumed: float
+    follows: float = 1.0
 
 
 class Router:
@@ -220,9 +223,12 @@ def steered(folder: Path, store_url: str, *, workers: int) -> Iterator[tuple[Pat
 
 
 async def run(
-    folder: Path, store_url: str, *, pins: int, workers: int, agents: int, seconds: float
+    folder: Path, store_url: str, *, pins: int, workers: int, agents: int, seconds: float, follows: float
 ) -> tuple[list[str], str]:
-    """Steer agents, each stage for so many *seconds* beyond the first one; return what is wrong, and what was seen."""
+    """Steer agents, each stage for so many *seconds* beyond those in which all are to follow.
+
+    Return what is wrong, and what was seen.
+    """
     with steered(folder, store_url, workers=workers) as (path, router, url, reload):
         await fill(path, pins)
         team = Agents(url, pins, agents)
@@ -231,20 +237,20 @@ async def run(
             router.choices.remove(GOES)
             await team.operate("PUT", f"retired/{GOES}")
             retired = time.monotonic()
-            await asyncio.sleep(FOLLOWS_SECONDS + seconds / 2)
+            await asyncio.sleep(follows + seconds / 2)
             await asyncio.to_thread(reload)  # new processes know it, too
             await asyncio.sleep(seconds / 2)
             await team.operate("PUT", "pause")
             paused = time.monotonic()
-            await asyncio.sleep(FOLLOWS_SECONDS)
+            await asyncio.sleep(follows)
             before = await count(path)
             await asyncio.sleep(seconds)
             after = await count(path)
             resuming = time.monotonic()
             await team.operate("DELETE", "pause")
             resumed = time.monotonic()
-            await asyncio.sleep(FOLLOWS_SECONDS + seconds)
-    moments = Moments(retired, paused, resuming, resumed)
+            await asyncio.sleep(follows + seconds)
+    moments = Moments(retired, paused, resuming, resumed, follows)
     wrong = [*team.failures, *faults_of(team.steps, moments), *faults_of_calls(router.calls, moments)]
     if before != after:
         wrong.append(f"{before} pins became {after} while it was paused")
@@ -253,31 +259,31 @@ async def run(
 
 def faults_of(steps: list[Step], moments: Moments) -> Iterator[str]:
     """Yield what went wrong, as the agents see it."""
-    retired, paused, resuming, resumed = moments
+    retired, paused, resuming, resumed, follows = moments
     on: dict[int, str | None] = {}  # the model of each session before the pause
     for step in steps:
         shown = f"{step} at {step.began - retired:.2f} s after it was retired"
-        is_pinned = step.ended < paused or step.loop_began >= resumed + FOLLOWS_SECONDS  # all of its loop so far
+        is_pinned = step.ended < paused or step.loop_began >= resumed + follows  # all of its loop so far
         if is_pinned and not step.is_human and step.model != step.before:
             yield f"a tool loop broke: {shown}"
-        if step.is_human and step.model == GOES and step.began >= retired + FOLLOWS_SECONDS:
+        if step.is_human and step.model == GOES and step.began >= retired + follows:
             yield f"a person's turn went to the retired model: {shown}"
-        if paused + FOLLOWS_SECONDS <= step.began and step.ended < resuming and step.status != "off; reason=paused":
+        if paused + follows <= step.began and step.ended < resuming and step.status != "off; reason=paused":
             yield f"pinned while paused: {shown}"
-        if step.began >= resumed + FOLLOWS_SECONDS and step.status not in ("hit", "wait", "miss"):
+        if step.began >= resumed + follows and step.status not in ("hit", "wait", "miss"):
             yield f"not pinned again: {shown}"
         if step.ended < paused:
             on[step.session] = step.model
-        elif step.began >= resumed + FOLLOWS_SECONDS and on.pop(step.session, GOES) not in (GOES, step.model):
+        elif step.began >= resumed + follows and on.pop(step.session, GOES) not in (GOES, step.model):
             yield f"a pin of before the pause is gone: {shown}"
 
 
 def faults_of_calls(calls: list[Call], moments: Moments) -> Iterator[str]:
     """Yield what went wrong, as the gateway behind sees it."""
     for call in calls:
-        if call.began >= moments.retired + FOLLOWS_SECONDS and call.is_human and call.model == GOES:
+        if call.began >= moments.retired + moments.follows and call.is_human and call.model == GOES:
             yield f"a person's turn came to the retired model: {call} after {moments}"
-        is_paused = moments.paused + FOLLOWS_SECONDS <= call.began and call.came < moments.resuming
+        is_paused = moments.paused + moments.follows <= call.began and call.came < moments.resuming
         if is_paused and call.model != "auto":
             yield f"a pinned request came while it was paused: {call} after {moments}"
 
