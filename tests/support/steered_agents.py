@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from asgi_session_pin import Config, Pin, PinStore, SessionPinMiddleware
@@ -74,7 +75,9 @@ class Router:
             for stage in ("startup", "shutdown"):
                 await receive()
                 await send({"type": f"lifespan.{stage}.complete"})
-            return
+            return None
+        if scope["method"] == "HEAD":  # `serve` asks whether it is there
+            return await Response()(scope, receive, send)
         body = b""
         while True:
             message = await receive()
@@ -93,7 +96,7 @@ class Router:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind)]})
         if asked["stream"]:
             answer = f"data: {answer}\n\ndata: [DONE]\n\n"
-        await send({"type": "http.response.body", "body": answer.encode()})
+        return await send({"type": "http.response.body", "body": answer.encode()})
 
 
 class Agents:
