@@ -52,6 +52,19 @@ def test_the_turns_of_a_websocket_stay_on_one_model_also_when_the_session_is_con
 
 
 @websockets
+def test_release_leaves_the_turns_of_a_websocket_where_they_are(tmp_path: Path, kind: type[Codex]) -> None:
+    """Each goes on from a response that the provider keeps, at first from that of the warm-up."""
+    settings = tmp_path / "session_pin.yaml"
+    settings.write_text("routing: {release: user_turn}\nsessions: {sources: ['preset:coding-agents']}")
+    with pinned_router(tmp_path, settings) as router:
+        agent = kind(tmp_path, router)
+        assert turns(agent.ask(EASY)) == [(SMALL, "websocket")]
+        hard = agent.ask(f"{HARD} {agent.tool_call}", resume=True)
+    assert turns(hard) == [(SMALL, "websocket")] * 2
+    assert all(each["body"]["previous_response_id"] for each in hard if each["body"].get("generate") is not False)
+
+
+@websockets
 def test_where_the_upstream_has_no_websocket_it_tries_once_and_asks_by_http(
     tmp_path: Path, router_without_websockets: PinnedRouter, kind: type[Codex]
 ) -> None:

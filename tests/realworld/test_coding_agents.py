@@ -132,6 +132,25 @@ def test_who_names_another_model_in_a_session_gets_that_one(agent: Agent) -> Non
     one_session(agent, large + small)
 
 
+@pytest.fixture(scope="module")
+def releasing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Settings by which each prompt of a person's is routed."""
+    settings = tmp_path_factory.mktemp("releasing") / "session_pin.yaml"
+    settings.write_text("routing: {release: user_turn}\nsessions: {sources: ['preset:coding-agents']}")
+    return settings
+
+
+@pytest.mark.parametrize("kind", [ClaudeCode, Codex, OpenCode, Kilo, Pi, QwenCode], ids=lambda kind: kind.__name__)
+def test_with_release_each_prompt_is_routed_and_its_loop_stays(
+    tmp_path: Path, routers: Routers, releasing: Path, kind: type[Agent]
+) -> None:
+    agent = kind(tmp_path, routers(releasing))
+    easy = agent.ask(EASY)
+    hard = agent.ask(f"{HARD} {agent.tool_call}", resume=True)
+    assert [served(agent, easy), served(agent, hard)] == [[SMALL], [LARGE, LARGE]]
+    one_session(agent, agent.main_loop(easy + hard))
+
+
 SUBAGENT = '{"subagent_type": "helper", "description": "help", "prompt": "A HARD one.", "run_in_background": false}'
 
 
