@@ -77,6 +77,17 @@ def test_pins_of_one_model_are_listed(settings: Path, capsys: pytest.CaptureFixt
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["KEY", KEYS[1].hex()]
 
 
+def test_a_person_is_told_what_can_be_done_next(
+    settings: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {}
+    for is_terminal in (True, False):
+        monkeypatch.setattr("sys.stdout.isatty", lambda is_terminal=is_terminal: is_terminal, raising=False)
+        assert pins(settings) == 0
+        told[is_terminal] = "Next: --drop KEY" in capsys.readouterr().out
+    assert told == {True: True, False: False}
+
+
 def test_a_pin_is_dropped_once(settings: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [pins(settings, "--drop", KEYS[0].hex()) for _ in range(2)] == [0, 1]
     assert capsys.readouterr().out.splitlines() == [
