@@ -31,7 +31,7 @@ from realworld.conftest import (
     serve_command,
 )
 from realworld.pinned_router import RECIPES, PinnedRouter, pinned_router
-from realworld.routing_provider import LARGE
+from realworld.routing_provider import LARGE, SMALL
 from realworld.stacks import BACKEND
 from servers import free_port, is_open
 from shells import pasted
@@ -111,7 +111,7 @@ def test_the_clients_of_sdks_that_are_shown_stay_on_the_routers_first_choice(
         anthropic.messages.create(model="auto", messages=hello, max_tokens=16)
         langchain.invoke("Hello")
     models = [request["body"]["model"] for request in router.take_requests()]
-    assert models == ["auto"] * 3 + [LARGE] * 3
+    assert models == ["auto"] * 3 + [SMALL] * 3
 
 
 @pytest.mark.parametrize("program", ["openai_agents.py", "langgraph_agent.py", "ai_sdk.mjs"])
