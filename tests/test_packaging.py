@@ -1,11 +1,13 @@
 """What is published."""
 
+import json
 import re
 from importlib.metadata import requires
 from pathlib import Path
 
 import msgspec
 import pytest
+import yaml
 
 import asgi_session_pin
 from asgi_session_pin import Config, ConfigError
@@ -53,3 +55,34 @@ def test_the_gateway_reads_all_that_upstreams_compress() -> None:
     decoders = [line for line in stated if line.endswith("extra == 'compression'")]
     assert decoders
     assert [line for line in decoders if line.replace("'compression'", "'gateway'") not in stated] == []
+
+
+LOCKS = sorted((ROOT / "tests" / "realworld").glob("*.lock"))
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
+def test_a_lock_has_what_its_requirements_pin_with_hashes_and_names_no_host(lock: Path) -> None:
+    locked = lock.read_text()
+    assert "://" not in locked
+    entries = re.findall(
+        r"^([\w.-]+)==([^\s;]+)[^\n]*\\\n((?: +--hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", locked, re.MULTILINE
+    )
+    assert len(entries) == len(re.findall(r"^\S", locked, re.MULTILINE))
+    versions = {(name, version) for name, version, _ in entries}
+    wanted = re.findall(r"^([\w.-]+)(?:\[.*?\])?==(\S+)", lock.with_suffix(".txt").read_text(), re.MULTILINE)
+    assert wanted
+    assert [(name, version) for name, version in wanted if (name.lower(), version) not in versions] == []
+
+
+def test_the_lock_of_node_names_no_registry_and_has_a_digest_of_everything() -> None:
+    assert LOCKS
+    locked = json.loads((ROOT / "tests" / "realworld" / "package-lock.json").read_text())["packages"]
+    packages = [package for name, package in locked.items() if name]
+    assert packages
+    assert [package for package in packages if "resolved" in package or "integrity" not in package] == []
+
+
+def test_hooks_before_a_commit_are_of_this_tree() -> None:
+    [source] = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert source["repo"] == "local"
+    assert all((ROOT / hook["entry"]).exists() for hook in source["hooks"])
