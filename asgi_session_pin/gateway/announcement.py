@@ -30,6 +30,8 @@ def announce(service: Service, upstream_answers: bool, *, url: str, workers: int
         "router": ", ".join(service.config.routing.router_models) or "any model (routing.router_models names none)",
         "settings": file or "the defaults (--config FILE)",
     }
+    if service.config.admin.token is not None:
+        told["page"] = f"{url}{service.config.admin.path}, for operators"
     listens = f"{url}, {workers} worker{'s' * (workers > 1)}"
     if service.logs.as_json:
         logger.info("%s -> %s", url, service.upstream, extra={"members": {"version": __version__, **told}})

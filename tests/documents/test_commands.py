@@ -100,6 +100,33 @@ def test_serve_runs_as_the_page_for_operators_says(tmp_path: Path) -> None:
             assert ask(f"http://127.0.0.1:{port}", x_session_id="one").headers["x-session-pin-status"] == "miss"
 
 
+def test_two_workers_share_a_file_of_pins(tmp_path: Path) -> None:
+    port = free_port()
+    settings = block("docs/stores.md", "store:\n  url: sqlite:")
+    (tmp_path / "session_pin.yaml").write_text(settings.replace("sqlite:////var/lib/session-pin/", "sqlite:///"))
+    gateway = FakeGateway(router)
+    with serve_app(gateway) as upstream:
+        commands = with_ports(block("docs/stores.md", "asgi-session-pin serve"), upstream, port)
+        with pasted(commands, tmp_path) as shell:
+            assert ", 2 workers\n" in read_until(shell, SERVES)
+            url = f"http://127.0.0.1:{port}"
+            told = [ask(url, x_session_id="one", connection="close").headers["x-session-pin-status"] for _ in range(8)]
+    assert told == ["miss"] + ["hit"] * 7
+
+
+def test_a_token_for_operators_is_made_and_opens_what_is_theirs(tmp_path: Path) -> None:
+    port = free_port()
+    (tmp_path / "session_pin.yaml").write_text(block("docs/operating.md", "admin:\n  path"))
+    making = block("docs/operating.md", "export PIN_ADMIN_TOKEN=")
+    with serve_app(FakeGateway(router)) as upstream:
+        serve = with_ports(block("docs/operating.md", "asgi-session-pin serve"), upstream, port)
+        with pasted(f"{making}echo token $PIN_ADMIN_TOKEN\n{serve}", tmp_path) as shell:
+            token = re.findall("^token (.+)$", read_until(shell, SERVES), re.MULTILINE)[0]
+            url = f"http://127.0.0.1:{port}/-/session-pin/api/pins"
+            told = httpx.get(url, headers={"authorization": f"Bearer {token}"}, trust_env=False, timeout=30)
+    assert told.json() == {"pins": [], "next": None}
+
+
 async def at_debug(request: Request) -> Response:
     named = {} if "unnamed" in request.headers else {"model": "gpt-4o"}
     return JSONResponse({"id": "1", "choices": [], **named})

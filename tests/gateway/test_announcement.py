@@ -44,7 +44,10 @@ def test_settings_are_said_where_they_differ(capsys: pytest.CaptureFixture[str])
         routing={"session_ttl_seconds": 60.5, "session_ttl_sliding": False, "router_models": ["auto", "router/*"]},
         sessions={"sources": ["preset:coding-agents", "fingerprint"]},
         store={"url": "redis://ann:hunter2@host/0"},
+        admin={"token": "hunter2-hunter2-hunter2"},
     )
+    assert "hunter2" not in str(lines)
+    assert lines[6] == "  page      http://127.0.0.1:8080/-/session-pin, for operators"
     assert lines[2:5] == [
         "  pins      redis://***@host/0 for 60.5 s after their decision",
         "  sessions  preset:coding-agents, fingerprint",
