@@ -202,9 +202,3 @@ def test_the_query_of_what_pinning_is_worth_names_a_series_that_is_counted() -> 
     shown = block("docs/operating.md", "sum by (pinned)")
     assert set(re.findall(r"session_pin_\w+", shown)) == {"session_pin_tokens_total"}
     assert shown.count("(") == shown.count(")")
-
-
-def test_check_says_of_a_bad_file_what_the_readme_shows(tmp_path: Path) -> None:
-    shown = block("README.md", "bad.yaml")
-    (tmp_path / "bad.yaml").write_text("routing:\n  session_ttl_second: 5\n  session_max_entries: 0\n")
-    assert paste("asgi-session-pin check bad.yaml", tmp_path).startswith(shown)

@@ -5,12 +5,13 @@ be moved by hand.
 """
 
 import ast
-import difflib
 import sys
 from collections.abc import Callable, Iterable
 from enum import Enum
 from pathlib import Path
 from typing import NamedTuple, TypeVar
+
+from written_documents import write_or_check
 
 ROOT = Path(__file__).parent.parent.parent
 DOCUMENT = ROOT / "docs" / "behaviour.md"
@@ -135,14 +136,8 @@ def main(arguments: list[str]) -> None:
         for path in sorted(TESTS.rglob("test_*.py"))
         for mark in read_marks(path.read_text(), path.relative_to(TESTS).as_posix())
     ]
-    before = DOCUMENT.read_text()
-    document = write_document(marks, before)
-    if arguments != ["--check"]:
-        DOCUMENT.write_text(document)
-    elif document != before:
-        difference = difflib.unified_diff(before.splitlines(), document.splitlines(), "docs", "tests", n=0, lineterm="")
-        advice = "docs/behaviour.md is not what the tests are marked with; scripts/behaviour writes it"
-        sys.exit("\n".join([*difference, advice]))
+    fault = "docs/behaviour.md is not what the tests are marked with; scripts/behaviour writes it"
+    write_or_check(DOCUMENT, write_document(marks, DOCUMENT.read_text()), arguments, fault=fault)
 
 
 if __name__ == "__main__":

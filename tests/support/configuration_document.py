@@ -1,6 +1,5 @@
 """docs/configuration.md, which is written from the docstrings of the settings. `scripts/configuration` writes it."""
 
-import difflib
 import json
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import msgspec
 from asgi_session_pin import Config, Endpoint
 from asgi_session_pin.config.reading import expected
 from asgi_session_pin.config.schema import describe, sections_of
+from written_documents import write_or_check
 
 DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "configuration.md"
 _SHOWN = 80  # a longer default is looked up
@@ -57,14 +57,8 @@ def _items(section: type[msgspec.Struct], values: msgspec.Struct) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    document = write_document()
-    before = DOCUMENT.read_text() if DOCUMENT.exists() else ""
-    if arguments != ["--check"]:
-        DOCUMENT.write_text(document)
-    elif document != before:
-        difference = difflib.unified_diff(before.splitlines(), document.splitlines(), "docs", "code", n=0, lineterm="")
-        advice = "docs/configuration.md is not what the settings say of themselves; scripts/configuration writes it"
-        sys.exit("\n".join([*difference, advice]))
+    fault = "docs/configuration.md is not what the settings say of themselves; scripts/configuration writes it"
+    write_or_check(DOCUMENT, write_document(), arguments, fault=fault)
 
 
 if __name__ == "__main__":
