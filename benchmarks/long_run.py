@@ -18,8 +18,9 @@ import random
 import sqlite3
 import sys
 import tempfile
+import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -226,9 +227,14 @@ async def answer_agents(scope: Scope, receive: Receive, send: Send) -> None:
     body = b""
     while True:
         message = await receive()
-        body += message.get("body", b"")
-        if not message.get("more_body"):
+        if message["type"] == "http.disconnect":  # the agent has left
+            return
+        body += message["body"]
+        if not message["more_body"]:
             break
+    if scope["method"] == "HEAD":  # whether anybody answers
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        return await send({"type": "http.response.body", "body": b""})
     asked = json.loads(body)
     model = f"model-{random.randrange(10)}" if asked["model"] == "auto" else asked["model"]
     kind = b"text/event-stream" if asked["stream"] else b"application/json"
@@ -331,7 +337,10 @@ def main() -> int:
             upstream = stack.enter_context(serve_app(answer_agents))
             command = ["--upstream", upstream, "--config", str(settings), "--workers", "2", "--log-level", "error"]
             url, process = stack.enter_context(serving(*command))
+            logged: deque[str] = deque(maxlen=20)
+            threading.Thread(target=logged.extend, args=(process.stderr,), daemon=True).start()  # lest the pipe fills
             wrong += asyncio.run(soak_serve(url, process.pid, arguments.minutes, arguments.agents))
+            wrong += [f"serve logged: {line.rstrip()}" for line in logged]
     print("\n".join(wrong) or "ok")
     return 1 if wrong else 0
 

@@ -1,6 +1,7 @@
 """Connections to the upstream, each of which is used again only after an answer that was whole, and nothing else."""
 
 import asyncio
+import math
 import select
 from collections.abc import Callable
 from functools import partial
@@ -37,7 +38,7 @@ class UpstreamConnection(ResponseHandler):
         super().__init__(loop)
         self._connections = connections
         self._answer: Any = None  # its head, as aiohttp has parsed it, and its body
-        self._idle_since: float | None = loop.time()  # None while there is a request
+        self._idle_since: float | None = math.inf  # None while there is a request, infinite before the first one
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
@@ -140,6 +141,9 @@ class Connector(aiohttp.TCPConnector):
         try:
             connection = await super().connect(req, traces, timeout)
         except (aiohttp.ClientConnectorError, TimeoutError):
+            connection = await super().connect(req, traces, timeout)
+        if connection.transport is None:  # it ended before the event loop came to use it
+            connection.close()
             connection = await super().connect(req, traces, timeout)
         if self._sweeping is None:
             self._sweep()

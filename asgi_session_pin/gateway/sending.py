@@ -100,7 +100,8 @@ async def send_request(connection: Connection, request: Request, **reading: Any)
         protocol.set_response_params(
             skip_payload=request.is_head, read_until_eof=True, auto_decompress=False, **reading
         )
-        assert protocol.transport is not None
+        if protocol.transport is None:
+            raise aiohttp.ClientConnectionError("the connection ended before the request")
         if request.body is None or isinstance(request.body, bytes):
             protocol.transport.write(request.head + (request.body or b""))
             protocol.start_timeout()

@@ -14,6 +14,7 @@ import pytest
 
 from asgi_driver import http_scope, until
 from asgi_session_pin import Gateway
+from asgi_session_pin.gateway.connections import UpstreamConnection
 from asgi_session_pin.gateway.upstream import Upstream
 from asgi_session_pin.wire.url import read_upstream
 from behaviour_document import Section, case
@@ -305,6 +306,37 @@ async def test_a_connection_that_cannot_be_made_is_tried_once_more(monkeypatch: 
         await ask(upstream)
     await upstream.aclose()
     assert tries == 2
+
+
+@pytest.mark.parametrize("broken", [1, 2])
+async def test_a_connection_that_ends_before_it_is_used_is_replaced_once(
+    monkeypatch: pytest.MonkeyPatch, broken: int
+) -> None:
+    made: list[aiohttp.connector.Connection] = []
+    connect = aiohttp.TCPConnector.connect
+
+    async def connect_slowly(*arguments: object) -> object:
+        made.append(await connect(*arguments))  # type: ignore[arg-type]
+        if len(made) <= broken:
+            assert made[-1].transport is not None
+            made[-1].transport.abort()
+            await until(lambda: made[-1].transport is None)
+        return made[-1]
+
+    monkeypatch.setattr(aiohttp.TCPConnector, "connect", connect_slowly)
+    async with upstream_that(say(OK)) as (upstream, served):
+        if broken == 1:
+            assert await ask(upstream) == (200, b"ok")
+            assert len(served.requests) == 1
+        else:
+            with pytest.raises(aiohttp.ClientConnectionError, match="ended before the request"):
+                await ask(upstream)
+    assert len(made) == 2
+
+
+async def test_a_connection_that_had_no_request_yet_is_not_idle_for_too_long() -> None:
+    loop = asyncio.get_running_loop()
+    assert not UpstreamConnection(set(), loop).is_stale(loop.time() + 3600)
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
