@@ -59,7 +59,8 @@ class Stage(Enum):
     PASSING = "passing"  # it goes on
 
 
-PASSING, WATCHING = Stage.PASSING, Stage.WATCHING  # looked up for each message
+# In CPython 3.11 a member is looked up ten times as fast by a name of its own.
+WAITING, READING, ENDING, HOLDING, FAILING, FLUSHING, LOOKING, DROPPED, WATCHING, PASSING = Stage
 
 
 @lru_cache(maxsize=1024)
@@ -84,7 +85,7 @@ class Answer(Opaque):
     exchange: Exchange
     look: Look | None = None
     tells: bool = True  # whether the client gets our headers
-    stage: Stage = Stage.WAITING
+    stage: Stage = WAITING
     reader: Reader | None = None
     last: deque[Message] | None = None  # of a stream
     framing: Framing = Framing.NONE
@@ -103,7 +104,7 @@ class Answer(Opaque):
         if message["type"] == "http.response.body":
             if self.reader is not None:
                 return self._read(self.reader, message)
-            if stage is Stage.ENDING and not message.get("more_body"):
+            if stage is ENDING and not message.get("more_body"):
                 self.stage = PASSING
                 self.exchange.runtime.pins.pass_turn(self.exchange.place())
         return self.exchange.send(message)
@@ -170,7 +171,7 @@ class Answer(Opaque):
         exchange = self.exchange
         headers = listed(message)
         if message["status"] // 100 != 2:
-            self.stage = Stage.ENDING if exchange.has_turn else PASSING
+            self.stage = ENDING if exchange.has_turn else PASSING
             exchange.pin = None  # it is no use of it
             exchange.unpinned = "status"
         elif self.look is None:
@@ -188,7 +189,7 @@ class Answer(Opaque):
                 )
                 if picked.keys() <= PLAIN:
                     rules.plain.learn(headers)
-            self.stage = Stage.READING
+            self.stage = READING
             if reader.finished or exchange.is_stated:
                 return self._settle(reader, {**message, "headers": headers})
             return self._tell(message, headers, is_clean)

@@ -101,6 +101,10 @@ class Exchange(Opaque):
         if self.inner is not None and self.shown is not None:
             show(self.inner, self.scope, self.shown)
 
+    def close_scope(self) -> None:
+        """Let go of the scope, which has this under its mark: a circle would keep the body until it is collected."""
+        self.inner = self.shown = None
+
     def count_tokens(self) -> None:
         """Read the tokens that the answer reports."""
         self.usage = UsageReader()

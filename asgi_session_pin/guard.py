@@ -8,12 +8,12 @@ from contextvars import Context
 from msgspec import field
 from starlette.types import Message, Send
 
-from .answer import PASSING, Answer, Stage, listed
+from .answer import DROPPED, FAILING, FLUSHING, HOLDING, LOOKING, PASSING, WAITING, Answer, Stage, listed
 from .log import Opaque, logger, names_of
 from .outcome import count_failure, is_proven, prove
 from .response.errors import Error, read_error
 from .response.judge import Verdict, implied_status, judge
-from .response.output import HELD_BYTES, Output, Seen, is_plain_output, open_output
+from .response.output import HELD_BYTES, OUTPUT, Output, Seen, is_plain_output, open_output
 from .response.pieces import STREAMED
 from .wire.compression import decode_whole
 from .wire.messages import body_of
@@ -21,7 +21,7 @@ from .wire.messages import body_of
 GONE_SECONDS = 30.0  # a client that leaves sooner may have changed its mind
 
 
-_HELD = (Stage.WAITING, Stage.HOLDING, Stage.FAILING, Stage.DROPPED)
+_HELD = (WAITING, HOLDING, FAILING, DROPPED)
 
 
 class Guard(Opaque):
@@ -34,7 +34,7 @@ class Guard(Opaque):
     answer: Answer
     onward: Send  # the answer's, or the server's once the answer has nothing more to do
     first: "Guard | None" = None
-    stage: Stage = Stage.WAITING
+    stage: Stage = WAITING
     held: list[Message] = field(default_factory=list)
     size: int = 0  # of the held bodies, in bytes
     output: Output | None = None  # looks for output; None until that can't be told at a glance
@@ -50,22 +50,22 @@ class Guard(Opaque):
         stage = self.stage
         if stage is PASSING:
             return self.onward(message)
-        if stage is Stage.WAITING:
+        if stage is WAITING:
             return self._start(message) if message["type"] == "http.response.start" else self.onward(message)
-        if stage is Stage.HOLDING or (stage is Stage.FAILING and self.first is None):
+        if stage is HOLDING or (stage is FAILING and self.first is None):
             return self._hold(message)
-        if stage is Stage.FLUSHING:
+        if stage is FLUSHING:
             return self._send_behind(message)
-        return self._look_on(message) if stage is Stage.LOOKING else self._drop(message)
+        return self._look_on(message) if stage is LOOKING else self._drop(message)
 
     def holds_back(self, error: Exception) -> bool:
         """Take what the app raised, if its answer is held back; tell whether that is so."""
-        if self.stage is Stage.DROPPED:
+        if self.stage is DROPPED:
             self.error = error
             return True
-        if self.stage is Stage.LOOKING and self.first is None:
+        if self.stage is LOOKING and self.first is None:
             self.answer.failed_late = not self.answer.is_clients_leaving(error)
-        if self.answer.exchange.client_left or self.stage not in (Stage.WAITING, Stage.HOLDING, Stage.FAILING):
+        if self.answer.exchange.client_left or self.stage not in (WAITING, HOLDING, FAILING):
             return self.answer.holds_back(error)
         self._break_off()
         self.error = error
@@ -89,18 +89,18 @@ class Guard(Opaque):
             await _end(self.timed_out)
         if self.first is None and self._was_left_without_output():
             self.answer.failed_late = True
-        if self.stage in (Stage.WAITING, Stage.HOLDING) and not self._is_abandoned():
+        if self.stage in (WAITING, HOLDING) and not self._is_abandoned():
             self._break_off()
         await self.answer.done()
 
     def _break_off(self) -> None:
         """Take note that the app is done, and its answer, of which nothing went out, is not."""
-        self.stage = Stage.FAILING
+        self.stage = FAILING
         self.verdict = self.verdict or self._found(Verdict.UNAVAILABLE)
 
     def calls_for_routing(self) -> bool:
         """Tell whether what is held is a failure in whose place the request is to be routed."""
-        if self.answer.exchange.client_left or self.stage is not Stage.FAILING:
+        if self.answer.exchange.client_left or self.stage is not FAILING:
             return False
         if self.verdict is None:  # the app returned before its answer was whole
             self.verdict = self._judge_held()
@@ -109,15 +109,15 @@ class Guard(Opaque):
     async def let_go(self) -> None:
         """Let what is held go on: it is too large or too slow, or routing is not called for."""
         self.answer.exchange.runtime.hold_timer.forget(self)
-        if self.stage is Stage.HOLDING:
+        if self.stage is HOLDING:
             self.output = self.output or self._open_output()
             await self._flush()
-            self.stage = Stage.LOOKING
-        elif self.stage is Stage.FAILING and self.first is not None:
-            self.stage = Stage.DROPPED
+            self.stage = LOOKING
+        elif self.stage is FAILING and self.first is not None:
+            self.stage = DROPPED
             self._tell_to_end()
             await self.first.flush()  # what it raised is nothing to this app; it comes out at the end
-        elif self.stage is Stage.FAILING:
+        elif self.stage is FAILING:
             if self._counts(self.verdict or self._judge_held()):
                 await count_failure(self.answer.exchange)
             await self.flush()
@@ -138,7 +138,7 @@ class Guard(Opaque):
         if type(headers) is not list:
             message = {**message, "headers": listed(message)}
         self.held.append(message)
-        self.stage = Stage.HOLDING if message["status"] // 100 == 2 else Stage.FAILING
+        self.stage = HOLDING if message["status"] // 100 == 2 else FAILING
         self.answer.exchange.runtime.hold_timer.add(self)
         return nothing()
 
@@ -150,13 +150,13 @@ class Guard(Opaque):
         chunk, more = body_of(message), message.get("more_body", False)
         self.held.append({**message, "body": chunk})  # apps use messages and buffers again
         self.size += len(chunk)
-        if self.stage is Stage.HOLDING:
+        if self.stage is HOLDING:
             seen = self._look(chunk, more)
-            if seen is Seen.OUTPUT:
-                self.stage = Stage.FLUSHING  # at once: the app may call again before it awaits this
+            if seen is OUTPUT:
+                self.stage = FLUSHING  # at once: the app may call again before it awaits this
                 return self._pass()
             if seen is Seen.ERROR or (seen is Seen.NOTHING and not more and self.held[0]["status"] == 200):
-                self.stage = Stage.FAILING
+                self.stage = FAILING
                 self.verdict = self._judge_fault()
             elif not more:
                 return self.flush()  # a prelude alone: neither success nor failure
@@ -164,7 +164,7 @@ class Guard(Opaque):
             self.verdict = self._judge_held()
         if self.size > HELD_BYTES or (self.verdict is not None and not self._is_routable(self.verdict)):
             return self.let_go()
-        return self._keep_back(more or self.stage is Stage.HOLDING)
+        return self._keep_back(more or self.stage is HOLDING)
 
     def _drop(self, message: Message) -> Awaitable[None]:
         return self._keep_back(message["type"] != "http.response.body" or message.get("more_body", False))
@@ -184,7 +184,7 @@ class Guard(Opaque):
         output = self.output
         if output is None:
             if not more and len(chunk) <= HELD_BYTES and is_plain_output(chunk):  # as most answers are
-                return Seen.OUTPUT
+                return OUTPUT
             output = self.output = self._open_output()
         seen = output.feed(chunk, more)
         self.fault = output.error
@@ -208,7 +208,7 @@ class Guard(Opaque):
             return self.onward(message)
         chunk, more = body_of(message), message.get("more_body", False)
         seen = self._look(chunk, more)
-        if seen is Seen.OUTPUT:
+        if seen is OUTPUT:
             return self._send_output(message)
         if seen is Seen.ERROR or not more:
             self.stage = PASSING
@@ -241,7 +241,7 @@ class Guard(Opaque):
     async def _flush(self) -> None:
         exchange = self.answer.exchange
         exchange.runtime.hold_timer.forget(self)
-        self.stage = Stage.FLUSHING
+        self.stage = FLUSHING
         self.is_flushing = True
         assert exchange.body is not None
         exchange.body.original = b""  # it may be large, and the answer take minutes
@@ -261,7 +261,7 @@ class Guard(Opaque):
             if self.flushed is None:
                 self.flushed = asyncio.get_running_loop().create_future()
             await asyncio.shield(self.flushed)
-        if self.stage is Stage.FLUSHING:
+        if self.stage is FLUSHING:
             await self.flush()
         await self.send(message)
 
@@ -312,7 +312,7 @@ class Guard(Opaque):
     def _was_left_without_output(self) -> bool:
         """Tell whether the client left after a long wait in which there was no output."""
         exchange = self.answer.exchange
-        has_nothing = self.stage in (Stage.WAITING, Stage.HOLDING, Stage.LOOKING)
+        has_nothing = self.stage in (WAITING, HOLDING, LOOKING)
         return self._is_abandoned() and has_nothing and exchange.runtime.timer() - exchange.used >= GONE_SECONDS
 
     def _is_abandoned(self) -> bool:

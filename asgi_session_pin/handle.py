@@ -60,6 +60,7 @@ async def handle(exchange: Exchange) -> None:
     finally:
         if exchange.body is not None and exchange.body.share is not None:
             exchange.body.share.give_back()
+        exchange.close_scope()
 
 
 def _find(exchange: Exchange) -> tuple[Pin | None, bool]:
@@ -208,6 +209,7 @@ async def _reroute(exchange: Exchange, pin: Pin, first: Guard, state: dict[str, 
     answer = Answer(again, partial(replace, again, pin, verdict))
     second = Guard(answer, answer.send, first)
     await _attempt(again, again.open_scope(exchange.headers), second)
+    again.close_scope()
     if not second.is_held:
         return None
     exchange.again = None
@@ -241,6 +243,7 @@ async def find_or_lead(
     exchange.runtime.steering.watch()
     slot.hold, slot.resets = hold, exchange.resets
     pin = await exchange.runtime.pins.find_or_lead(slot, partial(ends_by, exchange, members), is_absent=is_absent)
+    slot.hold = bool  # *hold* may have the request, which has the slot
     exchange.used = exchange.runtime.timer()
     return pin
 

@@ -177,6 +177,7 @@ class PinnedSocket:
             raise
         finally:
             exchange.show_scope()
+            exchange.close_scope()
             is_left = self._client_left or isinstance(sys.exception(), CancelledError)
             await self._break_off(is_failure=not is_left)
             if self._status is not None and not self._pins:
@@ -243,6 +244,7 @@ class PinnedSocket:
         if session_id is None:
             return None
         exchange = copy.copy(upgrade)
+        exchange.close_scope()
         exchange.session_id = session_id
         exchange.source = runtime.sessions.find_source(upgrade.picked, members)
         exchange.asked = asked = asked_model(members)

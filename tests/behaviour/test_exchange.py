@@ -1,6 +1,7 @@
 """One request's way: what the client asks for by X-Session-Pin, what it is told, and what the app gets."""
 
 import asyncio
+import gc
 import json
 from typing import Any
 
@@ -23,6 +24,7 @@ from asgi_driver import (
     respond,
 )
 from asgi_session_pin import Config, Lapsed, MemoryStore, Pin, Routing, SessionPinMiddleware
+from asgi_session_pin.exchange import Exchange
 from behaviour_document import Section, case
 
 
@@ -316,6 +318,24 @@ async def test_a_store_that_fails_before_the_response_starts_is_told() -> None:
     answer = await call(app, {"model": "auto"}, SESSION)
     assert answer.pin_status == "miss; reason=store-unavailable"
     assert answer.headers["x-session-model"] == "a"
+
+
+@pytest.mark.parametrize("answer", [answer_json, answer_stream])
+async def test_a_request_that_is_over_waits_for_no_collection_of_garbage(answer: Any) -> None:
+    async def route(scope: Scope, receive: Receive, send: Send) -> None:
+        await read_body(receive)
+        await answer(send, "a")
+
+    app = SessionPinMiddleware(route)
+    await call(app, {"model": "auto"}, SESSION)
+    gc.collect()
+    gc.disable()
+    try:
+        await call(app, {"model": "auto"}, SESSION)
+        await call(app, {"model": "auto"}, (b"x-session-id", b"another"))
+        assert not [left for left in gc.get_objects() if type(left) is Exchange]
+    finally:
+        gc.enable()
 
 
 async def test_the_first_decision_wins_over_a_later_one() -> None:
