@@ -91,9 +91,10 @@ async def test_what_was_retired_before_a_process_began_makes_no_pin_in_it() -> N
     await pinned.aclose()
 
 
-def test_an_app_starts_in_an_event_loop_that_is_not_asyncios() -> None:
+@pytest.mark.parametrize("word", ["complete", "failed"])
+def test_an_app_starts_in_an_event_loop_that_is_not_asyncios(word: str) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "lifespan.startup.complete"})
+        await send({"type": f"lifespan.startup.{word}"})
 
     async def send(message: Message) -> None:
         sent.append(message["type"])
@@ -104,7 +105,7 @@ def test_an_app_starts_in_an_event_loop_that_is_not_asyncios() -> None:
     sent: list[str] = []
     with pytest.raises(StopIteration):  # it returned, without waiting for anything
         SessionPinMiddleware(app)({"type": "lifespan"}, receive, send).send(None)
-    assert sent == ["lifespan.startup.complete"]
+    assert sent == [f"lifespan.startup.{word}"]
 
 
 async def test_a_model_that_is_retired_again_is_so_from_then_on(clock: Clock) -> None:

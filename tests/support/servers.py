@@ -13,7 +13,7 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
-PATIENCE = 20  # seconds until a server has to answer
+PATIENCE = 60  # seconds until a server has to answer
 
 
 def free_port() -> int:
