@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
+import redis
 from test_store_faults import UNAVAILABLE, Replica, close
 
 from behaviour_document import Section, case
@@ -17,7 +18,8 @@ SESSIONS = range(40)
 NEW_SESSION = 1000  # its first request comes while the store is out
 AT_A_TIME = 4
 PATIENCE = 60  # seconds for what takes five on a machine with nothing else to do
-
+# redis-py before 7.2 asks the first of the shards which commands there are, whatever it is asked for.
+SHARDS_TO_DO_WITHOUT = [0, 2] if tuple(map(int, redis.__version__.split(".")[:2])) >= (7, 2) else [2]
 
 # A connection that is given up while redis-py opens it is left to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -167,11 +169,13 @@ async def test_a_clusters_replica_takes_over_from_a_node_that_goes_down(
     "only its sessions are on the copies; for those of the other shards nothing of it",
 )
 @pytest.mark.parametrize("kind", BINARIES)
-async def test_sessions_of_other_shards_go_on_without_one_that_is_gone(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", SHARDS_TO_DO_WITHOUT)
+async def test_sessions_of_other_shards_go_on_without_one_that_is_gone(kind: str, place: int, tmp_path: Path) -> None:
     with redis_cluster(tmp_path, kind=kind) as cluster:
         for node in cluster.masters:
             node.call("CONFIG", "SET", "cluster-require-full-coverage", "no")
-        dead, *living = cluster.masters
+        living = [*cluster.masters]
+        dead = living.pop(place)
         replica = Replica(f"{cluster.url}?socket_timeout={PATIENCE}", timeout_seconds=PATIENCE)
         pins = {session: await ask_and_find(replica, session, dead) for session in SESSIONS}
         lost = [session for session, (_, is_there) in pins.items() if is_there]
