@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import re
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -51,6 +52,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr("asgi_session_pin.middleware.monotonic", clock)
     return clock
+
+
+@pytest.fixture
+def collected() -> Iterator[None]:
+    """What a test leaves to the collector of garbage, such as connections of an ended event loop, is no other's."""
+    yield
+    gc.collect()
 
 
 # tests/realworld, which has these fixtures too, has no Redis in its environment.

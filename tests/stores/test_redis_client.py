@@ -10,12 +10,23 @@ from redis import exceptions
 
 from asgi_session_pin import Pin
 from asgi_session_pin.stores.redis import RedisStore
-from redis_servers import SERVICE, Cluster, RedisServer, Sentinels, redis_cluster, redis_sentinels, redis_server
+from redis_servers import (
+    LEAVES_CONNECTIONS,
+    SERVICE,
+    Cluster,
+    RedisServer,
+    Sentinels,
+    redis_cluster,
+    redis_sentinels,
+    redis_server,
+)
 from servers import free_port
 
 KEYS = [number.to_bytes(16, "big") for number in range(100)]
 KEY = KEYS[0]
 A = Pin("model-a", 1.0)
+
+pytestmark = LEAVES_CONNECTIONS
 
 
 async def use(url: str) -> list[Pin]:
@@ -139,7 +150,6 @@ async def test_the_nodes_of_a_cluster_may_have_a_password(tmp_path: Path) -> Non
         assert await use(cluster.url.replace("://", "://:hunter2@")) == [A] * len(KEYS)
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_store_serves_one_event_loop_after_another(shared_cluster: Cluster, shared_sentinels: Sentinels) -> None:
     for url in (shared_cluster.url, shared_sentinels.url):
         store = RedisStore(url, prefix="loops:")

@@ -12,7 +12,7 @@ import redis
 from test_store_faults import UNAVAILABLE, Replica, close
 
 from behaviour_document import Section, case
-from redis_servers import BINARIES, SERVICE, Cluster, RedisServer, redis_cluster, redis_sentinels
+from redis_servers import BINARIES, LEAVES_CONNECTIONS, SERVICE, Cluster, RedisServer, redis_cluster, redis_sentinels
 
 SESSIONS = range(40)
 NEW_SESSION = 1000  # its first request comes while the store is out
@@ -21,8 +21,7 @@ PATIENCE = 60  # seconds for what takes five on a machine with nothing else to d
 # redis-py before 7.2 asks the first of the shards which commands there are, whatever it is asked for.
 SHARDS_TO_DO_WITHOUT = [0, 2] if tuple(map(int, redis.__version__.split(".")[:2])) >= (7, 2) else [2]
 
-# A connection that is given up while redis-py opens it is left to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = LEAVES_CONNECTIONS
 
 
 class Load:

@@ -16,13 +16,15 @@ from redis.asyncio import Sentinel
 from asgi_session_pin import Lapsed, Pin
 from asgi_session_pin.stores.redis import RedisStore
 from delaying_proxy import delaying_proxy
-from redis_servers import RedisServer, redis_server
+from redis_servers import LEAVES_CONNECTIONS, RedisServer, redis_server
 from servers import free_port
 
 KEYS = [number.to_bytes(16, "big") for number in range(500)]
 KEY = KEYS[0]
 A = Pin("model-a", 1.0)
 B = Pin("model-b", 2.0)
+
+pytestmark = LEAVES_CONNECTIONS
 
 
 @pytest.fixture
@@ -207,7 +209,6 @@ async def test_a_missing_permission_is_raised(server: RedisServer) -> None:
                 await call
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_it_serves_one_event_loop_after_another_closed_or_not(server: RedisServer) -> None:
     store = RedisStore(server.url)
 

@@ -29,6 +29,12 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "pins.db"
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy disk others may write for longer than requests wait."""
+    monkeypatch.setattr("asgi_session_pin.stores._sqlite_file._BUSY_SECONDS", 30)
+
+
 def key_of(number: int) -> bytes:
     return blake2b(str(number).encode(), digest_size=16).digest()
 

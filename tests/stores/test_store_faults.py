@@ -13,10 +13,12 @@ from asgi_session_pin.stores._breakers import FAILURES_TO_REST
 from asgi_session_pin.stores.redis import RedisStore
 from behaviour_document import Section, case
 from delaying_proxy import delaying_proxy
-from redis_servers import RedisServer, redis_server
+from redis_servers import LEAVES_CONNECTIONS, RedisServer, redis_server
 
 AUTO = {"model": "auto"}
 UNAVAILABLE = "store-unavailable"
+
+pytestmark = LEAVES_CONNECTIONS
 
 
 class Replica:

@@ -14,6 +14,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import redis
 
 from servers import PATIENCE, free_port
@@ -22,6 +23,12 @@ _BUS = 10_000  # a cluster's nodes talk to each other on a port that is so much 
 _SLOTS = 16_384
 _DOWN_MILLISECONDS = 1000  # a server that is silent for so long counts as down, for Sentinel and in a Cluster
 SERVICE = "pins"
+
+LEAVES_CONNECTIONS = [
+    pytest.mark.usefixtures("collected"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+"""Marks of tests whose servers fail: redis-py leaves a connection that is given up as it opens to the collector."""
 
 
 def _find_binaries() -> dict[str, str]:
