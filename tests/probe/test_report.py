@@ -1,7 +1,7 @@
 """What `asgi-session-pin probe` tells an operator: no claim too much, no secret, and what to do next."""
 
-import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -288,7 +288,8 @@ def test_credentials_in_headers_do_not_show_short_ones_but_as_a_part_of_a_name(t
 
 def test_a_stop_by_the_keyboard_is_one_line_and_130(told: Told) -> None:
     def manner(asked: Asked) -> Answer:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # which waits for this answer
+        threading.Event().wait(1)
         return Answer("", status=500)
 
     assert told(FakeGateway(manner)) == 130
