@@ -292,7 +292,11 @@ def test_a_stop_by_the_keyboard_is_one_line_and_130(told: Told) -> None:
         threading.Event().wait(1)
         return Answer("", status=500)
 
-    assert told(FakeGateway(manner)) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it is ignored
+    try:
+        assert told(FakeGateway(manner)) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert told.output == ""
     assert told.error.endswith("asgi-session-pin probe: stopped; requests sent: 1")
 
