@@ -230,8 +230,7 @@ class Answer(Opaque):
                 runtime.nothing_to_heed.learn(without(headers, HEEDED_HEADERS))
         by_fingerprint = exchange.source == FINGERPRINT
         told = response_headers(exchange.status, by_fingerprint, exchange.reason_now(), exchange.model)
-        headers = headers + told
-        return exchange.send({**message, "headers": headers})
+        return exchange.send({**message, "headers": headers + told})
 
 
 def listed(message: Message) -> Headers:

@@ -12,7 +12,7 @@ from .pins.health import PinHealth
 from .pins.slot import Slot
 from .request.body import RequestBody
 from .request.buffers import Share
-from .request.scope import inner_scope, show
+from .request.scope import SCOPE_KEY, show
 from .request.session import AskedModel
 from .response.decision import remember_route
 from .response.usage import UsageReader
@@ -91,9 +91,9 @@ class Exchange(Opaque):
         return self.body is not None and self.body.gone
 
     def open_scope(self, headers: Headers) -> Scope:
-        """Return the scope for a call of the app."""
-        self.inner = inner = inner_scope(self.scope, headers, self)
-        self.shown = inner.copy()  # type: ignore[attr-defined]
+        """Return the scope for a call of the app: a copy with *headers*, which has this under its mark."""
+        self.inner = inner = {**self.scope, "headers": headers, SCOPE_KEY: self}
+        self.shown = inner.copy()
         return inner
 
     def show_scope(self) -> None:

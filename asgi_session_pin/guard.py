@@ -4,6 +4,7 @@ import asyncio
 import sys
 from collections.abc import Awaitable
 from contextvars import Context
+from typing import Any
 
 from msgspec import field
 from starlette.types import Message, Send
@@ -33,6 +34,7 @@ class Guard(Opaque):
 
     answer: Answer
     onward: Send  # the answer's, or the server's once the answer has nothing more to do
+    state: dict[str, Any]  # what the scope's `state` had before the call
     first: "Guard | None" = None
     stage: Stage = WAITING
     held: list[Message] = field(default_factory=list)
@@ -154,7 +156,7 @@ class Guard(Opaque):
             seen = self._look(chunk, more)
             if seen is OUTPUT:
                 self.stage = FLUSHING  # at once: the app may call again before it awaits this
-                return self._pass()
+                return self._flush(gives_output=True)
             if seen is Seen.ERROR or (seen is Seen.NOTHING and not more and self.held[0]["status"] == 200):
                 self.stage = FAILING
                 self.verdict = self._judge_fault()
@@ -196,12 +198,6 @@ class Guard(Opaque):
 
     # What goes out
 
-    async def _pass(self) -> None:
-        """Let the answer go on, which gives output."""
-        last = () if self.output is None else tuple(self.held)
-        await self._flush()
-        self._succeed(last)
-
     def _look_on(self, message: Message) -> Awaitable[None]:
         """Look for output as the answer goes on."""
         if message["type"] != "http.response.body":
@@ -221,15 +217,18 @@ class Guard(Opaque):
         self._succeed((message,))
 
     def _succeed(self, last: tuple[Message, ...]) -> None:
+        """Take note that it gives output; *last* are the messages that showed it."""
         self.stage = PASSING
-        is_stream = self.output is not None and self.output.framing in STREAMED
+        output, answer = self.output, self.answer
         if self.first is not None:
             self.first.forget()
+        elif output is None or output.framing not in STREAMED:
+            prove(answer.exchange, is_over=True)
         else:
-            prove(self.answer.exchange, is_over=not is_stream)
-            if is_stream and self.output is not None:
-                self.answer.watch(self.output.framing, last)
-        self.onward = self.answer.straight_on()
+            prove(answer.exchange, is_over=False)
+            answer.watch(output.framing, last)
+        if output is not None:  # else it was whole
+            self.onward = answer.straight_on()
 
     def forget(self) -> None:
         """Let go of a failure that another answer has replaced."""
@@ -238,13 +237,14 @@ class Guard(Opaque):
         self.error = None
         self.held = []
 
-    async def _flush(self) -> None:
+    async def _flush(self, *, gives_output: bool = False) -> None:
         exchange = self.answer.exchange
         exchange.runtime.hold_timer.forget(self)
         self.stage = FLUSHING
         self.is_flushing = True
         assert exchange.body is not None
         exchange.body.original = b""  # it may be large, and the answer take minutes
+        shown = tuple(self.held) if gives_output else ()
         try:
             while self.held:
                 await self.answer.send(self.held[0])
@@ -254,6 +254,8 @@ class Guard(Opaque):
             if self.flushed is not None:
                 self.flushed.set_result(None)
                 self.flushed = None
+        if gives_output:
+            self._succeed(shown)
 
     async def _send_behind(self, message: Message) -> None:
         """Send what comes while other messages go out, or when that was broken off."""

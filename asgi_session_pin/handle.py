@@ -4,7 +4,6 @@ import asyncio
 import copy
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
 
 from starlette.types import Message, Receive, Scope
 
@@ -50,13 +49,17 @@ async def handle(exchange: Exchange) -> None:
             pin = await find_or_lead(exchange, members, hold=exchange.hold, is_absent=is_absent)
         if exchange.decides:
             return await _decide(exchange, pin)
+        answer: Answer | Guard
         if pin is None:
             exchange.learns = True
-            inner = exchange.open_scope(exchange.headers)
+            inner, answer = exchange.open_scope(exchange.headers), _routed(exchange)
         else:
-            inner = _pin_to(exchange, pin, members, content)
+            inner, answer = _pin_to(exchange, pin, members, content), _under(exchange, pin)
         del request, content, members  # they may be large, and the answer take minutes
-        return await (_attempt(exchange, inner, _routed(exchange)) if pin is None else _use(exchange, pin, inner))
+        if await _attempt(exchange, inner, answer):
+            assert pin is not None
+            assert isinstance(answer, Guard)
+            await _replace(exchange, pin, answer)
     finally:
         if exchange.body is not None and exchange.body.share is not None:
             exchange.body.share.give_back()
@@ -75,18 +78,22 @@ def _find(exchange: Exchange) -> tuple[Pin | None, bool]:
     return None, found is None and runtime.find is not None
 
 
-async def _use(exchange: Exchange, pin: Pin, inner: Scope) -> None:
-    """Have the pinned model answer; where it fails, the request is routed."""
+def _under(exchange: Exchange, pin: Pin) -> Answer | Guard:
+    """Return what stands before the pinned model's answer: where it fails, the request is routed."""
     if exchange.asked == pin.model:  # there is no other request to send
-        return await _attempt(exchange, inner, Answer(exchange))
+        return Answer(exchange)
     if not exchange.runtime.sessions.by_model:
         _warn_of_an_overridden_model(exchange, pin)
-    state, guard = copy_of_state(exchange.scope), _guarded(exchange, pin)
-    await _attempt(exchange, inner, guard)
-    if guard.is_held:
-        routes = guard.calls_for_routing()
-        await (_reroute(exchange, pin, guard, state) if routes else _let_out(exchange, guard, guard.let_go()))
-    return None
+    answer = Answer(exchange, partial(compare, exchange) if recall(exchange, pin) else None)
+    return Guard(answer, answer.send, copy_of_state(exchange.scope))
+
+
+async def _replace(exchange: Exchange, pin: Pin, guard: Guard) -> None:
+    """Route the request in place of the failure that is held, or let that go out."""
+    if guard.calls_for_routing():
+        await _reroute(exchange, pin, guard)
+    else:
+        await _let_out(exchange, guard, guard.let_go())
 
 
 async def _read(exchange: Exchange) -> tuple[Members, bytes] | None:
@@ -98,7 +105,7 @@ async def _read(exchange: Exchange) -> tuple[Members, bytes] | None:
             await passing
             return None
     body = exchange.body = RequestBody(exchange.receive)
-    content = await body.read(runtime.max_request_bytes)
+    content = body.take(await exchange.receive(), runtime.max_request_bytes)
     if content is None or exchange.coding:
         content = await _read_on(exchange, body, content)
         if content is None:
@@ -166,13 +173,8 @@ def _routed(exchange: Exchange) -> Answer:
     return Answer(exchange, partial(record_choice, exchange))
 
 
-def _guarded(exchange: Exchange, pin: Pin) -> Guard:
-    answer = Answer(exchange, partial(compare, exchange) if recall(exchange, pin) else None)
-    return Guard(answer, answer.send)
-
-
-async def _attempt(exchange: Exchange, inner: Scope, answer: Answer | Guard) -> None:
-    """Call the app once. What it raises comes out, unless the answer keeps it back."""
+async def _attempt(exchange: Exchange, inner: Scope, answer: Answer | Guard) -> bool:
+    """Call the app once; tell whether its answer is held back. What it raises comes out, unless that is."""
     body = exchange.body
     assert body is not None
     try:
@@ -183,23 +185,23 @@ async def _attempt(exchange: Exchange, inner: Scope, answer: Answer | Guard) -> 
     finally:
         if not answer.is_settled:
             await answer.done()
-        if not answer.is_held:
+        is_held = answer.is_held
+        if not is_held:
             exchange.show_scope()
-    if not answer.is_held:
+    runtime = exchange.runtime
+    if not is_held and runtime.timer() - exchange.used >= runtime.renew_after:
         await renew(exchange)
+    return is_held
 
 
-async def _reroute(exchange: Exchange, pin: Pin, first: Guard, state: dict[str, Any]) -> None:
-    """Send the request to the app once more, as it came; the failure goes out if that does no better.
-
-    *state* is what the scope's `state` had before the first call: a call that is replaced leaves nothing there.
-    """
+async def _reroute(exchange: Exchange, pin: Pin, first: Guard) -> None:
+    """Send the request to the app once more, as it came; the failure goes out if that does no better."""
     health, known, verdict, body = exchange.runtime.health, exchange.health, first.verdict, exchange.body
     assert known is not None
     assert verdict is not None
     assert body is not None
     first_state = copy_of_state(exchange.scope)
-    put_state(exchange.scope, state)
+    put_state(exchange.scope, first.state)  # a call that is replaced leaves nothing there
     again = exchange.again = copy.copy(exchange)
     again.status = b"reroute"
     again.body = body.again()
@@ -207,10 +209,10 @@ async def _reroute(exchange: Exchange, pin: Pin, first: Guard, state: dict[str, 
     again.model = None if again.learns else pin.model
     again.pin = None  # this answer is no use of it
     answer = Answer(again, partial(replace, again, pin, verdict))
-    second = Guard(answer, answer.send, first)
-    await _attempt(again, again.open_scope(exchange.headers), second)
+    second = Guard(answer, answer.send, {}, first)
+    is_held = await _attempt(again, again.open_scope(exchange.headers), second)
     again.close_scope()
-    if not second.is_held:
+    if not is_held:
         return None
     exchange.again = None
     if not again.client_left:

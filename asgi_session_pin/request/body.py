@@ -30,12 +30,11 @@ class RequestBody(Opaque):
     gone: bool = False  # the app was told that the client left
     is_kept_back: bool = False  # the app's answer is whole and does not go out: the app is told to end
 
-    async def read(self, limit: int) -> bytes | None:
-        """Return the body if it is whole in its first message, and not over *limit* bytes.
+    def take(self, message: Message, limit: int) -> bytes | None:
+        """Return the body if it is whole in the server's first *message*, and not over *limit* bytes.
 
         Otherwise `why_unread` says why it can't be used, or it does not, and more is to come: see `read_on`.
         """
-        message = await self.server_receive()
         if message["type"] != "http.request":
             self.messages.append(message)
             self.why_unread = b"client-disconnected"

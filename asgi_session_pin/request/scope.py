@@ -1,5 +1,8 @@
 """The request's head on its way to the app: the scope that it gets, and the headers of a pinned request."""
 
+from collections.abc import Iterable
+from itertools import islice
+from operator import is_
 from typing import Any
 
 from starlette.types import Scope
@@ -38,21 +41,20 @@ def why_unreadable(headers: dict[bytes, bytes], limit: int) -> bytes | None:
     return b"body-too-large" if (content_length(headers) or 0) > limit else None
 
 
-def inner_scope(outer: Scope, headers: Headers, mark: object) -> Scope:
-    """Return the scope for one call of the app: a copy with *headers*, and under `SCOPE_KEY` *mark*."""
-    scope = dict(outer)
-    scope["headers"] = headers
-    scope[SCOPE_KEY] = mark
-    return scope
-
-
 def show(inner: Scope, outer: Scope, shown: Scope) -> None:
-    """Show in the server's scope what the app has put into its own since *shown*: `route`, `path_params`, `user`."""
-    if inner != shown:
-        for key, value in inner.items():
-            if key not in _INSIDE and (key not in shown or shown[key] is not value):
-                outer[key] = value
-        shown.update(inner)
+    """Show in the server's scope what the app has put into its own since *shown*: `route`, `path_params`, `user`.
+
+    Values are told apart by identity: comparing those of others may raise. What is new comes last in a dict.
+    """
+    changed: Iterable[tuple[str, Any]] = inner.items()
+    if all(map(is_, shown.values(), inner.values())):
+        if len(inner) == len(shown):
+            return
+        changed = islice(changed, len(shown), None)
+    for key, value in changed:
+        if key not in _INSIDE and (key not in shown or shown[key] is not value):
+            outer[key] = value
+    shown.update(inner)
 
 
 def copy_of_state(scope: Scope) -> dict[str, Any]:

@@ -9,32 +9,50 @@ from starlette.types import Receive, Scope, Send
 
 from asgi_driver import JSON_TYPE, SESSION, call, http_scope, respond
 from asgi_session_pin import SessionPinMiddleware, get_session_pin
-from asgi_session_pin.request.scope import SCOPE_KEY, copy_of_state, inner_scope, put_state, show
+from asgi_session_pin.request.scope import SCOPE_KEY, copy_of_state, put_state, show
 
 HEADERS = [(b"a", b"1")]
 
 
 def test_what_the_app_puts_into_its_scope_is_shown_but_for_headers_and_the_mark() -> None:
     outer: dict[str, Any] = {"type": "http", "path": "/", "headers": HEADERS}
-    scope = inner_scope(outer, [(b"b", b"2")], "mark")
-    shown = dict(scope)
-    assert scope == {"type": "http", "path": "/", "headers": [(b"b", b"2")], SCOPE_KEY: "mark"}
-    scope.update({"path": "/changed", "headers": [], "route": 1})
-    assert outer == {"type": "http", "path": "/", "headers": HEADERS}, "nothing before it is shown"
+    shown = {**outer, "headers": [(b"b", b"2")], SCOPE_KEY: "mark"}
+    scope = {**shown, "path": "/changed", "headers": [], "route": 1}
     show(scope, outer, shown)
     assert outer == {"type": "http", "path": "/changed", "headers": HEADERS, "route": 1}
 
 
 def test_what_outer_middleware_puts_in_meanwhile_stays() -> None:
     outer: dict[str, Any] = {"type": "http", "headers": HEADERS, "user": None}
-    scope = inner_scope(outer, [], None)
-    shown = dict(scope)
-    scope["route"] = 1
+    shown = {**outer, "headers": [], SCOPE_KEY: None}
+    scope = {**shown, "route": 1}
     show(scope, outer, shown)
     outer["user"] = "known"
     scope["endpoint"] = 2
     show(scope, outer, shown)
     assert outer == {"type": "http", "headers": HEADERS, "user": "known", "route": 1, "endpoint": 2}
+
+
+def test_what_the_app_takes_out_of_its_scope_stays_in_the_servers() -> None:
+    outer: dict[str, Any] = {"type": "http", "headers": HEADERS, "user": "known"}
+    shown = {**outer, "headers": [], SCOPE_KEY: None}
+    scope = {**shown, "route": 1}
+    del scope["user"]
+    show(scope, outer, shown)
+    assert outer == {"type": "http", "headers": HEADERS, "user": "known", "route": 1}
+
+
+def test_values_that_cannot_be_compared_are_shown() -> None:
+    class Array:
+        def __eq__(self, other: object) -> bool:
+            raise ValueError("ambiguous")
+
+        __hash__ = None  # type: ignore[assignment]
+
+    outer: dict[str, Any] = {"user": Array()}
+    found = Array()
+    show({"user": found}, outer, dict(outer))
+    assert outer["user"] is found
 
 
 def test_the_very_object_of_the_state_stays_and_has_what_the_answer_put_in_that_goes_out() -> None:
