@@ -203,11 +203,11 @@ async def seconds_per_request(
 
 
 class Case(NamedTuple):
-    """What is measured: *count* requests a round. With a *config*, also what it costs beside the defaults."""
+    """What is measured: so many *times* a round. With a *config*, also what it costs beside the defaults."""
 
     name: str
     app: ASGIApp
-    count: int
+    times: int
     body: bytes
     path: str = CHAT
     kind: str = "hit"

@@ -101,7 +101,7 @@ def cpu_of(server: RedisServer) -> float:
 
 async def traffic_of(server: RedisServer) -> dict[str, tuple[float, float, float]]:
     """Return the commands, and the bytes to and from the server, of a hit and of a first request."""
-    found = {}
+    found: dict[str, tuple[float, float, float]] = {}
     app = SessionPinMiddleware(answer_json, config=Config(store=Store(url=server.url, timeout_seconds=10)))
     ids = [next(FRESH) for _ in range(1000)]
     await seconds_per_request(app, 10, BODY, CHAT, [next(FRESH)])  # connects
@@ -162,7 +162,7 @@ def show_memory(numbers: list[int]) -> dict[str, float]:
     """Print the memory for so many pins; return the bytes of one, of the largest number, by kind."""
     print("bytes a pin, of so many pins")
     print(f"{'':<16}" + "".join(f"{pins:>12,}" for pins in numbers) + f"{'foretold':>12}{'off by':>8}")
-    found = {}
+    found: dict[str, float] = {}
     for kind in ("process", "SQLite", "Redis", "Cluster of 3"):
         each = [memory_of(kind, pins) / pins for pins in numbers]
         # The model: a pin costs what it did at the number before the last.
@@ -188,7 +188,7 @@ def show_speed(numbers: list[int], seconds: float, rounds: int) -> dict[str, Spe
     """
     print(f"\n{AT_A_TIME} requests at a time in each process; processor time of a hit; {os.cpu_count()} cores")
     print(f"{'':<16}{'processes':>10}{'hits/s':>10}{'µs process':>12}{'µs servers':>12}{'model':>8}{'off by':>8}")
-    found = {}
+    found: dict[str, Speed] = {}
     for kind in ("memory", "SQLite", "Redis", "Cluster of 3"):
         with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
             urls = {"memory": "memory://", "SQLite": f"sqlite:///{folder}/pins.db"}

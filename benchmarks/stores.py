@@ -31,7 +31,7 @@ from starlette.types import ASGIApp
 from throughput import load, raw_request
 
 from asgi_session_pin import Config, SessionPinMiddleware, Store
-from asgi_session_pin.gateway.serve import bind
+from asgi_session_pin.gateway.listeners import bind
 from redis_servers import redis_server
 from servers import free_port, wait_until_open
 

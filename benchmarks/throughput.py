@@ -121,7 +121,9 @@ def measure(kind: str, rounds: int, seconds: float) -> None:
         servers = {name: stack.enter_context(server(name)) for name in CANDIDATES}
         for round_number in range(-1, rounds):
             for name, (pid, port) in servers.items():
-                ids = {"no header": [None], "hit": warm, "miss": [next(fresh) for _ in range(100_000)]}[kind]
+                ids: list[bytes | None] = [None]
+                if kind != "no header":
+                    ids = [*warm] if kind == "hit" else [next(fresh) for _ in range(100_000)]
                 requests = [raw_request(body, session_id) for session_id in ids]
                 if kind == "hit" and round_number < 0:
                     asyncio.run(load(port, requests, 1))
