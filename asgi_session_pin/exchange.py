@@ -58,7 +58,7 @@ class Exchange(Opaque):
     pin: Pin | None = None  # the one that its answer uses, or made
     model: str | None = None  # the pinned one
     health: PinHealth | None = None  # what is known of the pin
-    used: float = 0.0  # when the app was called, or the pin made, on the timer
+    called: float = 0.0  # when the app was called, or the pin made, on the timer
     verdict: str | None = None  # of a failure of the pinned model
     has_drifted: bool = False
     unpinned: str | None = None  # why its answer made no pin

@@ -315,7 +315,7 @@ class Guard(Opaque):
         """Tell whether the client left after a long wait in which there was no output."""
         exchange = self.answer.exchange
         has_nothing = self.stage in (WAITING, HOLDING, LOOKING)
-        return self._is_abandoned() and has_nothing and exchange.runtime.timer() - exchange.used >= GONE_SECONDS
+        return self._is_abandoned() and has_nothing and exchange.runtime.timer() - exchange.called >= GONE_SECONDS
 
     def _is_abandoned(self) -> bool:
         """Tell whether nobody waits for the answer any longer: the client has left, or the call was cancelled."""

@@ -9,9 +9,9 @@ from starlette.types import Message, Receive, Scope
 
 from .answer import Answer
 from .config.settings import FINGERPRINT, RESPONSES
+from .ending import ends_by
 from .exchange import Exchange
 from .guard import Guard
-from .keeping import ends_by
 from .log import logger, names_of
 from .outcome import compare, put_pin, recall, record_choice, renew, replace
 from .pin import Pin
@@ -70,7 +70,7 @@ def _find(exchange: Exchange) -> tuple[Pin | None, bool]:
     """Look for the pin where that can't fail; tell whether there is none, if it is not found."""
     runtime = exchange.runtime
     found = None if runtime.find is None else runtime.find(exchange.key)
-    exchange.used = runtime.timer()
+    exchange.called = runtime.timer()
     if isinstance(found, Pin):
         may_end = exchange.resets or runtime.health.has_refused or runtime.steering.retired
         if not (may_end and exchange.may_end(found)):
@@ -189,7 +189,7 @@ async def _attempt(exchange: Exchange, inner: Scope, answer: Answer | Guard) -> 
         if not is_held:
             exchange.show_scope()
     runtime = exchange.runtime
-    if not is_held and runtime.timer() - exchange.used >= runtime.renew_after:
+    if not is_held and runtime.timer() - exchange.called >= runtime.renew_after:
         await renew(exchange)
     return is_held
 
@@ -246,7 +246,7 @@ async def find_or_lead(
     slot.hold, slot.resets = hold, exchange.resets
     pin = await exchange.runtime.pins.find_or_lead(slot, partial(ends_by, exchange, members), is_absent=is_absent)
     slot.hold = bool  # *hold* may have the request, which has the slot
-    exchange.used = exchange.runtime.timer()
+    exchange.called = exchange.runtime.timer()
     return pin
 
 

@@ -41,7 +41,7 @@ async def record_choice(exchange: Exchange, reader: Reader) -> None:
     if exchange.decides and kept == pin:
         exchange.runtime.remembered.keep(exchange.key, pin, pin.decision)
     exchange.model = kept.model
-    exchange.used = exchange.runtime.timer()
+    exchange.called = exchange.runtime.timer()
     return None
 
 
@@ -62,7 +62,7 @@ def _chosen(exchange: Exchange, reader: Reader) -> Pin | None:
             _warn_of_hidden_choices(exchange)
         elif found.name == exchange.asked and runtime.is_routed is None and not exchange.decides:
             _tell_of_an_echo(exchange)
-    if runtime.steering.was_retired(model, exchange.used):
+    if runtime.steering.was_retired(model, exchange.called):
         return None
     if runtime.health.has_refused and runtime.health.is_refused(exchange.credential, model):
         return None
@@ -82,7 +82,7 @@ def _why_unpinned(exchange: Exchange, reader: Reader) -> str:
     if reader.found is None:
         return "no-model" if reader.unread is None else "unread"
     model = reader.found.model
-    is_usable = model is not None and not exchange.runtime.steering.was_retired(model, exchange.used)
+    is_usable = model is not None and not exchange.runtime.steering.was_retired(model, exchange.called)
     return "refused-model" if is_usable else "unusable-model"
 
 
@@ -189,7 +189,7 @@ async def count_failure(exchange: Exchange) -> None:
 async def _count_failure(exchange: Exchange, pin: Pin) -> bool:
     """Count a failure; the last one in a row gives the pin up; tell whether that was it."""
     health = exchange.runtime.health
-    is_last = health.fail(health.of(exchange.key, pin), exchange.used)
+    is_last = health.fail(health.of(exchange.key, pin), exchange.called)
     if is_last:
         exchange.runtime.warn.once(
             ("given up", pin.model),
@@ -212,7 +212,7 @@ async def renew(exchange: Exchange) -> None:
     """Count the pin's idle time from the end of an answer under it, if that took long."""
     runtime = exchange.runtime
     if exchange.pin is not None:
-        seconds = runtime.timer() - exchange.used
+        seconds = runtime.timer() - exchange.called
         if seconds >= runtime.renew_after:
             await runtime.pins.renew(exchange.place(), exchange.pin, seconds)
 

@@ -20,7 +20,7 @@ from .request.scope import SCOPE_KEY
 from .request.session import asked_model, asks_for_response
 from .response.errors import Error
 from .response.judge import Verdict, implied_status, judge
-from .response.output import Seen, look_at_event
+from .response.output import FAILED_EVENTS, Seen, look_at_event
 from .response.reader import STREAM_BYTES, Reader, open_event_reader
 from .response.restore import restored
 from .response.rules import RESPONSE_HEADERS
@@ -29,8 +29,7 @@ from .wire.json import Members, decode_members, find_string, put_model
 
 MAX_OPEN = 64  # answers of a socket that are under way; of more, the oldest is not looked at any longer
 
-_FAILURES = frozenset({"error", "response.failed"})
-_ENDS = _FAILURES | {"response.completed", "response.incomplete", "response.cancelled"}
+_ENDS = FAILED_EVENTS | {"response.completed", "response.incomplete", "response.cancelled"}
 
 
 class _Event(msgspec.Struct):
@@ -124,7 +123,7 @@ class SocketAnswer(Opaque):
     async def break_off(self, *, is_failure: bool) -> None:
         """Leave nothing behind: no event comes any longer. *is_failure*: the client did not leave."""
         exchange = self.exchange
-        seconds = exchange.runtime.timer() - exchange.used
+        seconds = exchange.runtime.timer() - exchange.called
         is_failure = is_failure or (not self.has_output and seconds >= GONE_SECONDS)
         if is_failure and self.is_judged and exchange.pin is not None:
             exchange.verdict = LATE if self.has_output else Verdict.UNAVAILABLE.value

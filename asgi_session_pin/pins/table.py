@@ -9,7 +9,7 @@ from ..config import Config
 from ..events import Cause
 from ..log import logger
 from ..pin import Pin
-from ..stores import Lapsed, PinStore, ResilientStore
+from ..stores import Lapsed, PinStore, ResilientStore, value_of
 from .claims import claim_or_find
 from .slot import Slot
 from .turns import MAX_REMEMBERED, Turn, Turns
@@ -67,7 +67,7 @@ class PinTable:
         choices = self._turns.choices
         found = None if is_absent else await self._look_up(slot)
         if found is not None:
-            pin, overdue = _pin_of(found), found.overdue_seconds if isinstance(found, Lapsed) else None
+            pin, overdue = value_of(found), found.overdue_seconds if isinstance(found, Lapsed) else None
             cause = ends_by(pin, overdue)
             if cause is None:
                 return pin if overdue is None else await self._go_on(slot, pin)
@@ -136,7 +136,7 @@ class PinTable:
             found = await self._store.get(key)
             if found is None:
                 return False
-            pin = self._unpinned[key] = _pin_of(found)
+            pin = self._unpinned[key] = value_of(found)
             return await self._store.discard(key, pin) and not isinstance(found, Lapsed)
         except Exception:
             if self._shared is not None:
@@ -148,7 +148,7 @@ class PinTable:
         for _ in range(_MOST_TRIES):
             found = await self._store.get(key)
             if found is not None:
-                self._unpinned[key] = other = _pin_of(found)
+                self._unpinned[key] = other = value_of(found)
                 await self._store.discard(key, other)
             if await self._store.add(key, pin) == pin:
                 return self._turns.chosen(key, pin)
@@ -274,7 +274,3 @@ class PinTable:
         """Let other processes lead again."""
         if self._shared is not None:
             self._shared.release(key)
-
-
-def _pin_of(found: Pin | Lapsed[Pin]) -> Pin:
-    return found.value if isinstance(found, Lapsed) else found

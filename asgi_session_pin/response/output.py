@@ -19,7 +19,7 @@ LOOKED_AT_BYTES = 1_048_576  # of a stream; a prelude may hold the request's ins
 DONE = b"[DONE]"
 # What comes before any output: it may reveal the model, and proves nothing.
 _PRELUDE = frozenset({"response.created", "response.in_progress", "response.queued", "message_start"})
-_FAILED = frozenset({"error", "response.failed"})
+FAILED_EVENTS = frozenset({"error", "response.failed"})
 _EMPTY = frozenset({b"null", b'""', b"[]", b"{}"})
 
 
@@ -113,7 +113,7 @@ def is_plain_output(content: bytes) -> bool:
         and body.base_resp is msgspec.UNSET
         and body.status in (None, "completed")
         and body.object != "error"
-        and body.type not in _FAILED
+        and body.type not in FAILED_EVENTS
         and (body.choices is None or "error" not in [choice.finish_reason for choice in body.choices])
     )
 
@@ -187,7 +187,7 @@ def late_error(chunks: Iterable[bytes], framing: Framing) -> Error | None:
     if not _may_fail(text):
         return None
     pieces = Pieces(len(text), len(text) + 1, framing).feed(text, False)
-    shown = (look_at_event(event, data) for event, data in pieces if event in _FAILED or _may_fail(data))
+    shown = (look_at_event(event, data) for event, data in pieces if event in FAILED_EVENTS or _may_fail(data))
     return next((seen for seen in shown if isinstance(seen, Error)), None)
 
 

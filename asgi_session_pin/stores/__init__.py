@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TypedDict
 
 from ..config import Config, ConfigError
-from .base import ClaimingStore, Entry, Lapsed, OperableStore, Page, PinStore
+from .base import ClaimingStore, Entry, Lapsed, OperableStore, Page, PinStore, value_of
 from .local_copy import LocalCopy
 from .memory import MemoryStore
 from .resilient import ResilientStore
@@ -24,6 +24,7 @@ __all__ = [
     "make_resilient",
     "open_store",
     "try_store",
+    "value_of",
 ]
 
 

@@ -19,6 +19,11 @@ class Lapsed(NamedTuple, Generic[ValueT]):
     overdue_seconds: float
 
 
+def value_of(found: ValueT | Lapsed[ValueT]) -> ValueT:
+    """Return what was found, lapsed or not."""
+    return found.value if isinstance(found, Lapsed) else found
+
+
 class Entry(NamedTuple):
     """A pin that holds, as it is listed.
 

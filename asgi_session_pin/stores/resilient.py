@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from ..log import logger
 from ..pin import Pin, is_pin
 from ._breakers import Breaker, Breakers
-from .base import ClaimingStore, Lapsed, PinStore, ShardedStore
+from .base import ClaimingStore, Lapsed, PinStore, ShardedStore, value_of
 from .local_copy import Known, LocalCopy
 
 ResultT = TypeVar("ResultT")
@@ -148,7 +148,7 @@ class ResilientStore:
         self, key: bytes, found: Pin | Lapsed[Pin] | None, known: Known, overdue: float | None, until: float
     ) -> Pin | Lapsed[Pin] | None:
         """Tell the store what it missed of a key, and return what it has then; *overdue* is for what is known."""
-        pin = found.value if isinstance(found, Lapsed) else found
+        pin = None if found is None else value_of(found)
         if pin is not None and pin.created < known.voided:
             await self._ask(key, lambda: self._store.discard(key, pin), until)
             found = None
@@ -205,7 +205,7 @@ class ResilientStore:
 
     async def _read(self, key: bytes) -> Pin | Lapsed[Pin] | None:
         found = await self._store.get(key)
-        pin = found.value if isinstance(found, Lapsed) else found
+        pin = None if found is None else value_of(found)
         if pin is None or is_pin(pin):
             return found
         with contextlib.suppress(Exception):  # a miss all the same, and no failure of the store
