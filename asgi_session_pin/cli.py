@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 from . import __version__
@@ -33,52 +34,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _Parser(prog="asgi-session-pin", description="Session pinning for LLM proxies.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    commands.add_parser("demo", help="an agent's five steps, without and with pinning")
-    check = commands.add_parser("check", help="print what a file sets, or all its faults")
-    check.add_argument("file", metavar="FILE", help="a YAML file, as for SessionPinMiddleware(config=FILE)")
-    check.add_argument("--all", action="store_true", help="print all settings, not only those that differ")
-    connect = "open the store too, use each of its methods once, and say whether it answers"
-    check.add_argument("--connect", action="store_true", help=connect)
-    commands.add_parser("schema", help="print a JSON schema of such a file, for editors")
-    serve = commands.add_parser("serve", help="pin sessions in front of a gateway: a reverse proxy with the middleware")
-    serve_options = _add_serve_options(serve)
-    probe = _add_probe(commands)
-    pins = _add_pins(commands)
-    explain = commands.add_parser(
-        "explain",
-        help="say what becomes of a saved request, and which setting changes that",
-        description="Puts a saved request through the middleware, twice in its session, and says step by step what "
-        "becomes of it, and which settings change that. Exits with 0 if it is pinned, with 1 if not.",
-    )
-    explain.add_argument(
-        "request", metavar="REQUEST", help="a file: a curl line, a HAR file, or a request as it is sent; - for stdin"
-    )
-    explain.add_argument("answer", metavar="ANSWER", nargs="?", help="a file: its answer, as `curl -i` shows it")
-    explain.add_argument("--config", metavar="FILE", help="a YAML file; without it the defaults hold")
+    demo = commands.add_parser("demo", help="an agent's five steps, without and with pinning")
+    demo.set_defaults(run=lambda chosen: 0 if run_demo() else 1)
+    _add_check(commands)
+    schema = commands.add_parser("schema", help="print a JSON schema of such a file, for editors")
+    schema.set_defaults(run=_print_schema)
+    _add_serve(commands)
+    _add_probe(commands)
+    _add_pins(commands)
+    _add_explain(commands)
     chosen = parser.parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks "→" shows "?"
     try:
-        if chosen.command == "serve":
-            return serve_gateway(serve_options, chosen)
-        if chosen.command == "probe":
-            return probe_gateway(probe, chosen)
-        if chosen.command == "pins":
-            return steer_pins(pins, chosen)
-        if chosen.command == "explain":
-            return explain_request(explain, chosen)
-        if chosen.command == "check":
-            return check_file(chosen.file, show_all=chosen.all, connect=chosen.connect)
-        if chosen.command == "schema":
-            print(json.dumps(make_schema(), indent=2))
-            return 0
-        return 0 if run_demo() else 1
+        code: int = chosen.run(chosen)
+        return code
     except BrokenPipeError:  # the reader, such as `head`, has seen enough; Python would complain again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
-def _add_serve_options(serve: argparse.ArgumentParser) -> CommandOptions:
+def _add_check(commands: Any) -> None:
+    check: argparse.ArgumentParser = commands.add_parser("check", help="print what a file sets, or all its faults")
+    check.add_argument("file", metavar="FILE", help="a YAML file, as for SessionPinMiddleware(config=FILE)")
+    check.add_argument("--all", action="store_true", help="print all settings, not only those that differ")
+    connect = "open the store too, use each of its methods once, and say whether it answers"
+    check.add_argument("--connect", action="store_true", help=connect)
+    check.set_defaults(run=lambda chosen: check_file(chosen.file, show_all=chosen.all, connect=chosen.connect))
+
+
+def _print_schema(chosen: argparse.Namespace) -> int:
+    print(json.dumps(make_schema(), indent=2))
+    return 0
+
+
+def _add_serve(commands: Any) -> None:
+    serve: argparse.ArgumentParser = commands.add_parser(
+        "serve", help="pin sessions in front of a gateway: a reverse proxy with the middleware"
+    )
     options = CommandOptions(serve)
     options.add("upstream", metavar="URL", is_required=True, help="the gateway, such as http://localhost:4000")
     options.add("config", metavar="FILE", help="a YAML file; without it the defaults hold")
@@ -96,7 +89,7 @@ def _add_serve_options(serve: argparse.ArgumentParser) -> CommandOptions:
         "log-format", read=one_of("text", "json"), default="text", metavar="FORMAT", help="text, or json: objects"
     )
     options.add_switch("access-log", help="log each request, without its query, headers and session")
-    return options
+    serve.set_defaults(run=partial(serve_gateway, options))
 
 
 def serve_gateway(options: CommandOptions, chosen: argparse.Namespace) -> int:
@@ -116,7 +109,7 @@ def serve_gateway(options: CommandOptions, chosen: argparse.Namespace) -> int:
     return run()
 
 
-def _add_probe(commands: Any) -> argparse.ArgumentParser:
+def _add_probe(commands: Any) -> None:
     probe: argparse.ArgumentParser = commands.add_parser(
         "probe",
         help="ask a live gateway how it names models, and say which settings it needs",
@@ -142,7 +135,7 @@ def _add_probe(commands: Any) -> argparse.ArgumentParser:
     probe.add_argument("--overwrite", action="store_true", help="replace FILE, if it is there")
     probe.add_argument("--verbose", action="store_true", help="show what came back for each name as well")
     probe.add_argument("--json", action="store_true", help="print one JSON object, which has all of that")
-    return probe
+    probe.set_defaults(run=partial(probe_gateway, probe))
 
 
 def probe_gateway(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> int:
@@ -165,7 +158,7 @@ def probe_gateway(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -
     return asyncio.run(run_probe(target, names, **printed, file=chosen.output, overwrites=chosen.overwrite))
 
 
-def _add_pins(commands: Any) -> argparse.ArgumentParser:
+def _add_pins(commands: Any) -> None:
     pins: argparse.ArgumentParser = commands.add_parser(
         "pins",
         help="list the pins of SQLite or Redis, drop one, or lead all off a model",
@@ -180,7 +173,7 @@ def _add_pins(commands: Any) -> argparse.ArgumentParser:
         "--retire", metavar="NAME", help="lead sessions off a model where a switch is safe, and make no pin of it"
     )
     does.add_argument("--restore", metavar="NAME", help="take a model back")
-    return pins
+    pins.set_defaults(run=partial(steer_pins, pins))
 
 
 def steer_pins(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> int:
@@ -192,6 +185,21 @@ def steer_pins(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> i
         return run_pins(chosen.config, model=chosen.model, **changes)
     except ValueError as error:
         parser.error(f"argument --{error}")
+
+
+def _add_explain(commands: Any) -> None:
+    explain: argparse.ArgumentParser = commands.add_parser(
+        "explain",
+        help="say what becomes of a saved request, and which setting changes that",
+        description="Puts a saved request through the middleware, twice in its session, and says step by step what "
+        "becomes of it, and which settings change that. Exits with 0 if it is pinned, with 1 if not.",
+    )
+    explain.add_argument(
+        "request", metavar="REQUEST", help="a file: a curl line, a HAR file, or a request as it is sent; - for stdin"
+    )
+    explain.add_argument("answer", metavar="ANSWER", nargs="?", help="a file: its answer, as `curl -i` shows it")
+    explain.add_argument("--config", metavar="FILE", help="a YAML file; without it the defaults hold")
+    explain.set_defaults(run=partial(explain_request, explain))
 
 
 def explain_request(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> int:

@@ -1,10 +1,11 @@
 """`asgi-session-pin serve`: the gateway app on uvicorn, in worker processes under a supervisor."""
 
-import contextlib
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ..config import Config, ConfigError
@@ -48,53 +49,55 @@ def prepare(options: ServeOptions) -> Callable[[], int]:
     What is returned gives the exit code. Raises ConfigError for settings that can't be used, and ValueError, which
     begins with its name, for an option.
     """
-    logs = Logs(options.log_level, options.log_format == "json", options.access_log)
-
-    def read_service() -> Service:
-        certificate = None
-        if options.ssl_certfile is not None:
-            certificate = Certificate(options.ssl_certfile, options.ssl_keyfile)
-            certificate.check()
-        service = Service(options.upstream, Config.load(options.config), logs, certificate)
-        create_gateway(service.upstream, service.config)  # each worker makes its own: this one shows that it can be
-        return service
-
-    def read_again() -> Service:
-        path = options.config
-        if path is not None and Path(path).exists() and not Path(path).is_file():
-            raise ConfigError(path, ["found what can be read only once, expected a regular file"])
-        try:
-            fresh = read_service()
-        except ConfigError:
-            raise
-        except ValueError as error:
-            raise ConfigError("options", [str(error)]) from None
-        say(fresh, does_answer(fresh))
-        return fresh
-
-    def say(service: Service, upstream_answers: bool) -> None:
-        announce(service, upstream_answers, url=options.url, workers=options.workers, file=options.config)
-
-    def run() -> int:
-        with contextlib.ExitStack() as until_the_end:
-            try:
-                if options.uds is None:
-                    listeners = bind(options.host, options.port)
-                else:
-                    listeners = until_the_end.enter_context(bind_unix(options.uds))
-            except OSError as error:
-                where = f"{options.host}, port {options.port}" if options.uds is None else options.uds
-                print(f"asgi-session-pin: can't listen on {where}: {error.strerror or error}", file=sys.stderr)
-                return 1
-            say(service, upstream_answers)
-            return Supervisor(service, options.workers, listeners, read_again).run()
-
     refuse_repeated(read_upstream(options.upstream), _CLIENTS_PATHS)
     if options.ssl_keyfile is not None and options.ssl_certfile is None:
         raise ValueError("ssl-keyfile: found no ssl-certfile, expected both")
     if options.uds is not None and not hasattr(socket, "AF_UNIX"):
         raise ValueError("uds: this system has no such sockets")
+    logs = Logs(options.log_level, options.log_format == "json", options.access_log)
     set_up_logging(logs)
-    service = read_service()
-    upstream_answers = does_answer(service)
-    return run
+    service = _read_service(options, logs)
+    return partial(_run, options, service, does_answer(service))
+
+
+def _read_service(options: ServeOptions, logs: Logs) -> Service:
+    certificate = None
+    if options.ssl_certfile is not None:
+        certificate = Certificate(options.ssl_certfile, options.ssl_keyfile)
+        certificate.check()
+    service = Service(options.upstream, Config.load(options.config), logs, certificate)
+    create_gateway(service.upstream, service.config)  # each worker makes its own: this one shows that it can be
+    return service
+
+
+def _read_again(options: ServeOptions, logs: Logs) -> Service:
+    path = options.config
+    if path is not None and Path(path).exists() and not Path(path).is_file():
+        raise ConfigError(path, ["found what can be read only once, expected a regular file"])
+    try:
+        fresh = _read_service(options, logs)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError("options", [str(error)]) from None
+    _announce(options, fresh, does_answer(fresh))
+    return fresh
+
+
+def _announce(options: ServeOptions, service: Service, upstream_answers: bool) -> None:
+    announce(service, upstream_answers, url=options.url, workers=options.workers, file=options.config)
+
+
+def _run(options: ServeOptions, service: Service, upstream_answers: bool) -> int:
+    with ExitStack() as until_the_end:
+        try:
+            if options.uds is None:
+                listeners = bind(options.host, options.port)
+            else:
+                listeners = until_the_end.enter_context(bind_unix(options.uds))
+        except OSError as error:
+            where = f"{options.host}, port {options.port}" if options.uds is None else options.uds
+            print(f"asgi-session-pin: can't listen on {where}: {error.strerror or error}", file=sys.stderr)
+            return 1
+        _announce(options, service, upstream_answers)
+        return Supervisor(service, options.workers, listeners, partial(_read_again, options, service.logs)).run()
