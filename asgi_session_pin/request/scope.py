@@ -1,8 +1,5 @@
 """The request's head on its way to the app: the scope that it gets, and the headers of a pinned request."""
 
-from collections.abc import Iterable
-from itertools import islice
-from operator import is_
 from typing import Any
 
 from starlette.types import Scope
@@ -42,16 +39,14 @@ def why_unreadable(headers: dict[bytes, bytes], limit: int) -> bytes | None:
 
 
 def show(inner: Scope, outer: Scope, shown: Scope) -> None:
-    """Show in the server's scope what the app has put into its own since *shown*: `route`, `path_params`, `user`.
-
-    Values are told apart by identity: comparing those of others may raise. What is new comes last in a dict.
-    """
-    changed: Iterable[tuple[str, Any]] = inner.items()
-    if all(map(is_, shown.values(), inner.values())):
-        if len(inner) == len(shown):
-            return
-        changed = islice(changed, len(shown), None)
-    for key, value in changed:
+    """Show in the server's scope what the app has put into its own since *shown*: `route`, `path_params`, `user`."""
+    try:
+        is_shown = inner == shown  # at C speed; it mostly is, at the end of a call
+    except Exception:  # which values of others may raise that are compared
+        is_shown = False
+    if is_shown:
+        return
+    for key, value in inner.items():
         if key not in _INSIDE and (key not in shown or shown[key] is not value):
             outer[key] = value
     shown.update(inner)
