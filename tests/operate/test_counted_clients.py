@@ -1,13 +1,20 @@
 """The figures of several workers, against what their clients count."""
 
+from contextlib import ExitStack
 from pathlib import Path
+
+import pytest
 
 import counted_clients
 from counted_clients import CHAT, Clients
+from redis_servers import redis_server
 
 
-async def test_the_figures_of_workers_are_those_of_their_clients_whatever_fails(tmp_path: Path) -> None:
-    wrong, seen = await counted_clients.run(tmp_path, requests=600, workers=2)
+@pytest.mark.parametrize("kind", ["SQLite", "Redis"])
+async def test_the_figures_of_workers_are_those_of_their_clients_whatever_fails(kind: str, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        url = f"sqlite:///{tmp_path}/pins.db" if kind == "SQLite" else stack.enter_context(redis_server(tmp_path)).url
+        wrong, seen = await counted_clients.run(tmp_path, url, requests=600, workers=2)
     assert wrong == [], seen
 
 

@@ -227,12 +227,12 @@ def _differences(name: str, counted: Counter[Any], told: Any) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def counted(folder: Path, *, workers: int) -> Iterator[tuple[Path, str, Callable[[], None]]]:
+def counted(folder: Path, store: str, *, workers: int) -> Iterator[tuple[Path, str, Callable[[], None]]]:
     """Serve the upstream through so many workers; yield the configuration, the URL, and what reloads it."""
     path = folder / "session_pin.yaml"
     settings: dict[str, Any] = {
         "routing": {"router_models": ["auto"], "session_ttl_seconds": 3600, "session_max_entries": 10_000_000},
-        "store": {"url": f"sqlite:///{folder}/pins.db", "timeout_seconds": 10},  # so many processes have few cores here
+        "store": {"url": store, "timeout_seconds": 10},  # so many processes have few cores here
         "limits": {"max_request_bytes": MOST_BYTES},
         "admin": {"token": TOKEN, "tokens": True},
     }
@@ -256,10 +256,10 @@ def _replace_workers(process: subprocess.Popen[str], workers: int) -> None:
     wait_until(lambda: len(workers_of(process.pid)) == workers and not before & workers_of(process.pid))
 
 
-async def run(folder: Path, *, requests: int, workers: int) -> tuple[list[str], str]:
+async def run(folder: Path, store: str, *, requests: int, workers: int) -> tuple[list[str], str]:
     """Make so many requests, half of them after a reload; return what is wrong, and what was seen."""
     log = logging.getLogger("uvicorn.error")  # the upstream's, whose failures are meant
-    with counted(folder, workers=workers) as (path, url, reload):
+    with counted(folder, store, workers=workers) as (path, url, reload):
         log.disabled = True
         try:
             clients = Clients(url)
@@ -270,10 +270,10 @@ async def run(folder: Path, *, requests: int, workers: int) -> tuple[list[str], 
             figures = [await clients.figures() for _ in range(2 * workers)]  # whichever worker answers
         finally:
             log.disabled = False
-        store = open_store(Config.load(path), "counting")
-        assert isinstance(store, OperableStore)
-        pins = await store.count()
-        await store.aclose()
+        opened = open_store(Config.load(path), "counting")
+        assert isinstance(opened, OperableStore)
+        pins = await opened.count()
+        await opened.aclose()
     wrong = list(clients.faults(figures[0], pins))
     names = ("session_pin_requests_total", "session_pin_model_requests_total", "session_pin_changes_total")
     if any(each[name] != figures[0][name] for each in figures for name in names):
