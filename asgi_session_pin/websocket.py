@@ -25,7 +25,7 @@ from .response.reader import STREAM_BYTES, Reader, open_event_reader
 from .response.restore import restored
 from .response.rules import RESPONSE_HEADERS
 from .wire.headers import without
-from .wire.json import Members, decode_members, find_string, put_model
+from .wire.json import FALSE, Members, decode_members, find_string, put_model
 
 MAX_OPEN = 64  # answers of a socket that are under way; of more, the oldest is not looked at any longer
 
@@ -214,7 +214,7 @@ class PinnedSocket:
         finally:
             share.give_back()
         answer = SocketAnswer(exchange, find_string(members, ("stream_id",)))
-        is_warm_up = "generate" in members and bytes(members["generate"]) == b"false"
+        is_warm_up = members.get("generate") == FALSE
         if pin is not None:
             exchange.use(pin)
             answer.is_judged = exchange.asked != pin.model and not is_warm_up  # as for HTTP: there is no other name

@@ -10,7 +10,7 @@ import msgspec
 from ..config import Sessions
 from ..config.settings import FINGERPRINT
 from ..pin import TENANT_BYTES
-from ..wire.json import NULL, Members, decode_model, find_string
+from ..wire.json import NULL, TRUE, Members, decode_model, find_string
 from .fingerprint import fingerprint
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -194,4 +194,4 @@ def asks_for_response(members: Members) -> bool:
 
 def asks_for_stream(members: Members) -> bool:
     """Tell whether a request asks for a stream."""
-    return "stream" in members and bytes(members["stream"]) == b"true"
+    return members.get("stream") == TRUE

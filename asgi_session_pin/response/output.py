@@ -108,13 +108,15 @@ def is_plain_output(content: bytes) -> bool:
         body = _decode_body(content)
     except (ValueError, RecursionError):
         return False
+    for choice in body.choices or ():
+        if choice.finish_reason == "error":
+            return False
     return (
         body.error is msgspec.UNSET
         and body.base_resp is msgspec.UNSET
         and body.status in (None, "completed")
         and body.object != "error"
         and body.type not in FAILED_EVENTS
-        and (body.choices is None or "error" not in [choice.finish_reason for choice in body.choices])
     )
 
 

@@ -30,7 +30,7 @@ MAX_SCANNED_MEMBERS = 1_000
 MAX_SCANNED_MARKS = 100_000
 MAX_NESTING = 500
 
-NULL = msgspec.Raw(b"null")
+NULL, TRUE, FALSE = msgspec.Raw(b"null"), msgspec.Raw(b"true"), msgspec.Raw(b"false")
 
 encode_json = msgspec.json.Encoder().encode
 # Takes a string or null; raises ValueError for anything else.
