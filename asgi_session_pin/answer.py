@@ -89,7 +89,8 @@ class Answer(Opaque):
     reader: Reader | None = None
     last: deque[Message] | None = None  # of a stream
     framing: Framing = Framing.NONE
-    failed_late: bool = False  # after a part of it had gone out
+    failure: str | None = None  # of which a part, or nothing, has gone out: `PinEvent.verdict` has the words
+    gave_output: bool = False  # under a pin, as a stream: it may fail still
 
     def send(self, message: Message) -> Awaitable[None]:
         """The app's `send`."""
@@ -138,7 +139,7 @@ class Answer(Opaque):
     def holds_back(self, error: Exception) -> bool:
         """Take note of what the app raised. Nothing is kept back: it comes out."""
         if self.last and self.last[-1].get("more_body") and not self.is_clients_leaving(error):
-            self.failed_late = True  # behind a whole stream it would say nothing of the model
+            self.failure = LATE  # behind a whole stream it would say nothing of the model
         return False
 
     def is_clients_leaving(self, error: Exception) -> bool:
@@ -153,16 +154,19 @@ class Answer(Opaque):
     @property
     def is_settled(self) -> bool:
         """Whether there is nothing left to do when the app is done."""
-        return self.stage is PASSING and self.last is None and not self.failed_late
+        return self.stage is PASSING and self.last is None and self.failure is None
 
-    async def done(self) -> None:
+    async def done(self, raised: type[BaseException] | None = None) -> None:
         """Leave nothing behind: the app is done."""
         exchange = self.exchange
         if exchange.pin is not None:
-            if self.failed_late or (self.last is not None and showed_late_failure(exchange, self.last, self.framing)):
-                exchange.verdict = LATE
+            failure = self.failure
+            if failure is None and self.last is not None and showed_late_failure(exchange, self.last, self.framing):
+                failure = LATE
+            if failure is not None:
+                exchange.verdict = failure
                 await count_failure(exchange)
-            elif self.last is not None and exchange.health is not None:
+            elif self.gave_output and exchange.health is not None:
                 exchange.health.failures = 0
         if exchange.has_turn:
             exchange.runtime.pins.pass_turn(exchange.place())

@@ -15,6 +15,7 @@ from .request.buffers import Share
 from .request.scope import SCOPE_KEY, show
 from .request.session import AskedModel
 from .response.decision import remember_route
+from .response.judge import Verdict
 from .response.usage import UsageReader
 from .runtime import Runtime
 from .wire.headers import Headers
@@ -57,6 +58,7 @@ class Exchange(Opaque):
     is_stated: bool = False  # and the answer has nothing to add to it
     pin: Pin | None = None  # the one that its answer uses, or made
     model: str | None = None  # the pinned one
+    replaces: tuple[Pin, Verdict] | None = None  # the pin whose failure its answer is to replace, until it does
     health: PinHealth | None = None  # what is known of the pin
     called: float = 0.0  # when the app was called, or the pin made, on the timer
     verdict: str | None = None  # of a failure of the pinned model

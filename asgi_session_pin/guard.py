@@ -1,7 +1,6 @@
 """Keeps a pinned answer back until it is judged, so that a failure can be replaced before the client sees any of it."""
 
 import asyncio
-import sys
 from collections.abc import Awaitable
 from contextvars import Context
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 from msgspec import field
 from starlette.types import Message, Send
 
-from .answer import DROPPED, FAILING, FLUSHING, HOLDING, LOOKING, PASSING, WAITING, Answer, Stage, listed
+from .answer import DROPPED, FAILING, FLUSHING, HOLDING, LATE, LOOKING, PASSING, WAITING, Answer, Stage, listed
 from .log import Opaque, logger, names_of
 from .outcome import count_failure, is_proven, prove
 from .response.errors import Error, read_error
@@ -65,8 +64,8 @@ class Guard(Opaque):
         if self.stage is DROPPED:
             self.error = error
             return True
-        if self.stage is LOOKING and self.first is None:
-            self.answer.failed_late = not self.answer.is_clients_leaving(error)
+        if self.stage is LOOKING and self.first is None and not self.answer.is_clients_leaving(error):
+            self.answer.failure = LATE
         if self.answer.exchange.client_left or self.stage not in (WAITING, HOLDING, FAILING):
             return self.answer.holds_back(error)
         self._break_off()
@@ -83,15 +82,18 @@ class Guard(Opaque):
         """Whether there is nothing left to do when the app is done."""
         return self.stage is PASSING and self.timed_out is None and self.answer.is_settled
 
-    async def done(self) -> None:
-        """Leave nothing behind: the app is done."""
+    async def done(self, raised: type[BaseException] | None = None) -> None:
+        """Leave nothing behind: the app is done. *raised* is what comes out of its call."""
         exchange = self.answer.exchange
         exchange.runtime.hold_timer.forget(self)
         if self.timed_out is not None:
-            await _end(self.timed_out)
-        if self.first is None and self._was_left_without_output():
-            self.answer.failed_late = True
-        if self.stage in (WAITING, HOLDING) and not self._is_abandoned():
+            if self.stage in (HOLDING, FAILING):  # it has not begun
+                self.timed_out.cancel()
+            await _end(self.timed_out, raised)
+        is_abandoned = exchange.client_left or raised is not None  # nobody waits for the answer any longer
+        if self.first is None and is_abandoned and self._has_waited_long():
+            self.answer.failure = Verdict.UNAVAILABLE.value
+        if self.stage in (WAITING, HOLDING) and not is_abandoned:
             self._break_off()
         await self.answer.done()
 
@@ -120,9 +122,8 @@ class Guard(Opaque):
             self._tell_to_end()
             await self.first.flush()  # what it raised is nothing to this app; it comes out at the end
         elif self.stage is FAILING:
-            if self._counts(self.verdict or self._judge_held()):
-                await count_failure(self.answer.exchange)
-            await self.flush()
+            await self._flush(counts=self._counts(self.verdict or self._judge_held()))
+            self.stage = PASSING
 
     async def flush(self) -> None:
         """Let what is held go out as it is."""
@@ -148,7 +149,8 @@ class Guard(Opaque):
         """Hold a message, until it shows what becomes of those that are held."""
         if message["type"] != "http.response.body":  # trailers, or a file: the body tells nothing more
             self.held.append(message)
-            return self.let_go()
+            is_whole = self.stage is FAILING and self.verdict is not None
+            return nothing() if is_whole else self.let_go()
         chunk, more = body_of(message), message.get("more_body", False)
         self.held.append({**message, "body": chunk})  # apps use messages and buffers again
         self.size += len(chunk)
@@ -209,7 +211,7 @@ class Guard(Opaque):
         if seen is Seen.ERROR or not more:
             self.stage = PASSING
             if seen is not Seen.PRELUDE and self.first is None:
-                self.answer.failed_late = self._judge_fault() is not Verdict.CLIENT
+                self.answer.failure = None if self._judge_fault() is Verdict.CLIENT else LATE
         return self.onward(message)
 
     async def _send_output(self, message: Message) -> None:
@@ -220,12 +222,11 @@ class Guard(Opaque):
         """Take note that it gives output; *last* are the messages that showed it."""
         self.stage = PASSING
         output, answer = self.output, self.answer
-        if self.first is not None:
-            self.first.forget()
-        elif output is None or output.framing not in STREAMED:
-            prove(answer.exchange, is_over=True)
-        else:
-            prove(answer.exchange, is_over=False)
+        is_stream = output is not None and output.framing in STREAMED
+        if self.first is None:
+            prove(answer.exchange, is_over=not is_stream)
+        if self.first is None and output is not None and is_stream:
+            answer.gave_output = True
             answer.watch(output.framing, last)
         if output is not None:  # else it was whole
             self.onward = answer.straight_on()
@@ -237,15 +238,20 @@ class Guard(Opaque):
         self.error = None
         self.held = []
 
-    async def _flush(self, *, gives_output: bool = False) -> None:
+    async def _flush(self, *, gives_output: bool = False, counts: bool = False) -> None:
+        """Send what is held: an answer that *gives_output*, or a failure, which may be one that *counts*."""
         exchange = self.answer.exchange
         exchange.runtime.hold_timer.forget(self)
-        self.stage = FLUSHING
+        self.stage = FLUSHING  # before anything is awaited: what comes now goes behind it
         self.is_flushing = True
+        if self.first is not None:
+            self.first.forget()
         assert exchange.body is not None
         exchange.body.original = b""  # it may be large, and the answer take minutes
         shown = tuple(self.held) if gives_output else ()
         try:
+            if counts:
+                await count_failure(exchange)
             while self.held:
                 await self.answer.send(self.held[0])
                 del self.held[0]
@@ -311,27 +317,22 @@ class Guard(Opaque):
             return False
         return not verdict.blames_the_name or self._is_routable(verdict)
 
-    def _was_left_without_output(self) -> bool:
-        """Tell whether the client left after a long wait in which there was no output."""
+    def _has_waited_long(self) -> bool:
+        """Tell whether there was no output in all the time that a client waits."""
         exchange = self.answer.exchange
-        has_nothing = self.stage in (WAITING, HOLDING, LOOKING)
-        return self._is_abandoned() and has_nothing and exchange.runtime.timer() - exchange.called >= GONE_SECONDS
-
-    def _is_abandoned(self) -> bool:
-        """Tell whether nobody waits for the answer any longer: the client has left, or the call was cancelled."""
-        return self.answer.exchange.client_left or sys.exception() is not None
+        seconds = exchange.runtime.timer() - exchange.called
+        return self.stage in (WAITING, HOLDING, LOOKING) and seconds >= GONE_SECONDS
 
 
-async def _end(task: asyncio.Task[None]) -> None:
-    """Wait for a task; raise what it raised, but for an error that is raised already."""
-    error = sys.exception()
-    if isinstance(error, asyncio.CancelledError):
+async def _end(task: asyncio.Task[None], raised: type[BaseException] | None) -> None:
+    """Wait for a task; raise what it raised, but for what is *raised* already."""
+    if raised is not None and issubclass(raised, asyncio.CancelledError):
         task.cancel()
     try:
         await asyncio.wait([task])
     finally:
         task.cancel()
-    if not task.cancelled() and task.exception() is not None and error is None:
+    if not task.cancelled() and task.exception() is not None and raised is None:
         await task
 
 

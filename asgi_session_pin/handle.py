@@ -177,14 +177,16 @@ async def _attempt(exchange: Exchange, inner: Scope, answer: Answer | Guard) -> 
     """Call the app once; tell whether its answer is held back. What it raises comes out, unless that is."""
     body = exchange.body
     assert body is not None
+    raised: type[BaseException] | None = None
     try:
         await exchange.runtime.app(inner, body.receive, answer.send)
-    except Exception as error:
-        if not answer.holds_back(error):
+    except BaseException as error:
+        if not (isinstance(error, Exception) and answer.holds_back(error)):
+            raised = type(error)
             raise
     finally:
         if not answer.is_settled:
-            await answer.done()
+            await answer.done(raised)
         is_held = answer.is_held
         if not is_held:
             exchange.show_scope()
@@ -208,10 +210,13 @@ async def _reroute(exchange: Exchange, pin: Pin, first: Guard) -> None:
     again.learns = verdict.blames_the_name or health.is_last_failure(known)
     again.model = None if again.learns else pin.model
     again.pin = None  # this answer is no use of it
-    answer = Answer(again, partial(replace, again, pin, verdict))
+    again.replaces = pin, verdict
+    answer = Answer(again, partial(replace, again))
     second = Guard(answer, answer.send, {}, first)
-    is_held = await _attempt(again, again.open_scope(exchange.headers), second)
-    again.close_scope()
+    try:
+        is_held = await _attempt(again, again.open_scope(exchange.headers), second)
+    finally:
+        again.close_scope()
     if not is_held:
         return None
     exchange.again = None

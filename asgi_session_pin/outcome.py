@@ -37,7 +37,8 @@ async def record_choice(exchange: Exchange, reader: Reader) -> None:
         return pins.pass_turn(slot)
     if pin is None:
         return pins.unnamed(slot)
-    exchange.pin = kept = await pins.record(slot, pin)
+    kept = await pins.record(slot, pin)
+    exchange.pin = pin if kept == pin else None  # another answer's pin is none of this one's
     if exchange.decides and kept == pin:
         exchange.runtime.remembered.keep(exchange.key, pin, pin.decision)
     exchange.model = kept.model
@@ -154,18 +155,20 @@ def is_proven(exchange: Exchange, pin: Pin) -> bool:
     return (known is not None and known.is_proven) or exchange.runtime.health.is_proven(exchange.credential, pin.model)
 
 
-async def replace(exchange: Exchange, pin: Pin, verdict: Verdict, reader: Reader) -> None:
-    """Draw the conclusion, where the router's choice gives output and the model of *pin* did not."""
+async def replace(exchange: Exchange, reader: Reader) -> None:
+    """Draw the conclusion, once, where the router's choice gives output and the pinned model did not."""
+    if exchange.replaces is None:  # it was drawn from what the app's own router stated
+        return await record_choice(exchange, reader)
     if reader.failed:
-        return
+        return None
+    (pin, verdict), exchange.replaces = exchange.replaces, None
     if verdict.blames_the_name:
         await refuse(exchange, pin, verdict)
     elif reader.found is None or reader.found.model != pin.model or not is_proven(exchange, pin):
         exchange.learns = await _count_failure(exchange, pin) and exchange.learns
     else:
         exchange.learns = False  # the model is back by now
-    if exchange.learns:
-        await record_choice(exchange, reader)
+    return await record_choice(exchange, reader) if exchange.learns else None
 
 
 async def refuse(exchange: Exchange, pin: Pin, verdict: Verdict) -> None:

@@ -1,8 +1,8 @@
 """A websocket on one of our endpoints: each response that its client asks for is pinned, as a request of its own is."""
 
+import asyncio
 import copy
 import sys
-from asyncio import CancelledError
 from collections.abc import Awaitable
 from functools import partial
 from typing import Any
@@ -148,6 +148,7 @@ class PinnedSocket:
         self._upgrade = exchange
         self._answers: list[SocketAnswer] = []
         self._reset: set[bytes] = set()  # keys whose pin the client had forgotten
+        self._pinning: tuple[Message, asyncio.Task[str | None]] | None = None  # which the app is still to get
         self._client_left = False
         self._asks_else = False  # the client has sent what is no request for a response since the last one began
         self._restores = exchange.runtime.config.restore_model
@@ -177,7 +178,10 @@ class PinnedSocket:
         finally:
             exchange.show_scope()
             exchange.close_scope()
-            is_left = self._client_left or isinstance(sys.exception(), CancelledError)
+            is_left = self._client_left or isinstance(sys.exception(), asyncio.CancelledError)
+            if self._pinning is not None:
+                self._pinning[1].cancel()
+                await asyncio.gather(self._pinning[1], return_exceptions=True)
             await self._break_off(is_failure=not is_left)
             if self._status is not None and not self._pins:
                 exchange.tell_listeners()
@@ -185,14 +189,19 @@ class PinnedSocket:
     # From the client
 
     async def _receive(self) -> Message:
-        message = await self._upgrade.receive()
-        if message["type"] == "websocket.disconnect":
-            self._client_left = True
-        elif self._pins and message.get("text"):
-            text = await self._pin(message["text"])
-            if text is not None:
-                return {**message, "text": text}
-        return message
+        if self._pinning is None:
+            message = await self._upgrade.receive()
+            if message["type"] == "websocket.disconnect":
+                self._client_left = True
+            if not (self._pins and message.get("text")):
+                return message
+            self._pinning = message, asyncio.create_task(self._pin(message["text"]))
+        message, pinning = self._pinning
+        text = await asyncio.shield(pinning)  # the app may wait for a message for some time only
+        self._pinning = None
+        if self._answers:
+            self._upgrade.runtime.pins.enter(self._answers[-1].exchange.place())
+        return message if text is None else {**message, "text": text}
 
     async def _pin(self, text: str) -> str | None:
         """Return a message with the pinned model in it; None: it passes as it is."""
@@ -208,11 +217,15 @@ class PinnedSocket:
         exchange = self._open(members)
         if exchange is None:
             return None
+        if len(self._answers) == MAX_OPEN:
+            await self._answers.pop(0).break_off(is_failure=False)
         share = exchange.open_share()
         try:
             pin = await find_or_lead(exchange, members, hold=partial(share.take, len(content)))
         finally:
             share.give_back()
+        if exchange.resets:
+            self._reset.add(exchange.key)
         answer = SocketAnswer(exchange, find_string(members, ("stream_id",)))
         is_warm_up = members.get("generate") == FALSE
         if pin is not None:
@@ -230,8 +243,6 @@ class PinnedSocket:
         assert self._upgrade.inner is not None
         self._upgrade.inner[SCOPE_KEY] = exchange
         self._answers.append(answer)
-        if len(self._answers) > MAX_OPEN:
-            await self._answers.pop(0).break_off(is_failure=False)
         return None if pin is None else put_model(members, pin.model).decode()
 
     def _open(self, members: Members) -> Exchange | None:
@@ -261,8 +272,6 @@ class PinnedSocket:
         exchange.key = key = runtime.sessions.key(session_id, upgrade.picked, asked)
         exchange.place().is_multiplexed = True
         exchange.resets = upgrade.resets and key not in self._reset and len(self._reset) < MAX_OPEN
-        if exchange.resets:
-            self._reset.add(key)
         return exchange
 
     # From the app

@@ -48,6 +48,7 @@ class PinTable:
         self._timer = timer
         self.now = now
         self._ttl = routing.session_ttl_seconds
+        self._kept = routing.tool_loop_seconds  # after that
         self._wait_seconds = routing.decision_wait_seconds
         self._lease = min(routing.decision_wait_seconds, LONGEST_LEASE_SECONDS)
         self._timeout = config.store.timeout_seconds
@@ -102,6 +103,11 @@ class PinTable:
         slot.turn = None
         return pin
 
+    def enter(self, slot: Slot) -> None:
+        """Have calls of the app to itself, by this task, not wait for its own choice; another task took the turn."""
+        if slot.turn is not None:
+            self._turns.enter(slot.turn)
+
     def unnamed(self, slot: Slot) -> None:
         """Let everybody who waits go on: the answer named no model, and the next one would not either."""
         self._turns.unnamed(slot.key)
@@ -121,8 +127,9 @@ class PinTable:
         """Start the time of a sliding pin again after an answer of so many *seconds*, in which it may have lapsed."""
         try:
             found = await slot.timed("get", self._store.get(slot.key))
-            has_lapsed = found is None or (isinstance(found, Lapsed) and found.value == pin)
-            if has_lapsed and seconds >= self._ttl and self._unpinned.get(slot.key) != pin:
+            has_lapsed = isinstance(found, Lapsed) and found.value == pin
+            is_past = found is None and seconds >= self._ttl + self._kept  # where it is gone sooner, it was given up
+            if (has_lapsed or is_past) and seconds >= self._ttl and self._unpinned.get(slot.key) != pin:
                 await slot.timed("add", self._store.add(slot.key, pin))
         except Exception:
             self._failed(slot)

@@ -53,8 +53,12 @@ class Turns:
         if key in self._turns:
             return None
         turn = self._turns[key] = Turn()
-        _current.set(turn)
+        self.enter(turn)
         return turn
+
+    def enter(self, turn: Turn) -> None:
+        """Have this task have the turn."""
+        _current.set(turn)
 
     async def wait(self, key: bytes, hold: Callable[[], bool], *, is_multiplexed: bool = False) -> Pin | Turn | None:
         """Wait for the choice, if *hold* tells that there is room for the body, which is held meanwhile.
@@ -81,7 +85,7 @@ class Turns:
         try:
             result = await outcome
             if isinstance(result, Turn):
-                _current.set(result)
+                self.enter(result)
             return result
         except asyncio.CancelledError:
             if outcome.done() and not outcome.cancelled():

@@ -1048,3 +1048,21 @@ async def test_an_outage_of_one_of_two_models_costs_no_request_and_no_session_it
     after = [(await call(app, AUTO, session)).json["model"] for session in sessions]
     assert after[:10] == ["b"] * 10, "those that asked often enough had given up"
     assert after[10:] == before[10:], "all others are back"
+
+
+async def test_a_client_that_left_without_a_response_tells_that_the_model_was_unavailable(clock: Clock) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if asked_model(await read_body(receive)) == "auto":
+            return await answer_json(send, "a")
+        clock.now += 40
+        assert (await receive())["type"] == "http.disconnect"
+        return None
+
+    async def send(message: Message) -> None:
+        """Nobody is there."""
+
+    events: list[PinEvent] = []
+    middleware = SessionPinMiddleware(app, listeners=[events.append])
+    assert await statuses(middleware) == ["miss"]
+    await middleware(http_scope(SESSION), receive_from(body_messages(b'{"model":"auto"}')), send)
+    assert [event.verdict for event in events] == [None, "unavailable"]

@@ -27,11 +27,21 @@ from asgi_driver import (
     receive_from,
     respond,
 )
-from asgi_session_pin import Config, Failover, Routing, SessionPinMiddleware
+from asgi_session_pin import (
+    Config,
+    Failover,
+    MemoryStore,
+    Pin,
+    PinEvent,
+    Routing,
+    SessionPinMiddleware,
+    get_session_pin,
+)
 from behaviour_document import Section, case
 
 ROLE = b'data: {"choices":[{"delta":{"role":"assistant"}}]}\n\n'
 WORD = b'data: {"choices":[{"delta":{"content":"%d"}}]}\n\n'
+WORD_OF_B = b'data: {"model":"b","choices":[{"delta":{"content":"x"}}]}\n\n'
 ERROR = b'data: {"error":{"message":"overloaded","type":"server_error"}}\n\n'
 
 
@@ -420,3 +430,194 @@ def test_one_event_loop_after_another_may_use_a_middleware(monkeypatch: pytest.M
     seconds = 1
     answer = asyncio.run(call(app, AUTO, SESSION))
     assert (answer.pin_status, answer.body) == ("hit", WORD % 1)
+
+
+# What happens at the same moment
+
+
+@pytest.mark.parametrize("rounds", range(6))
+@pytest.mark.parametrize("raises", [True, False])
+async def test_an_app_that_ends_just_when_the_hold_does_is_routed_for_or_raises(
+    monkeypatch: pytest.MonkeyPatch, rounds: int, raises: bool
+) -> None:
+    monkeypatch.setattr("asgi_session_pin.hold_timer.HOLD_SECONDS", 0)
+
+    async def serve(send: Send, model: str) -> None:
+        await start_stream(send)
+        for _ in range(rounds):
+            await asyncio.sleep(0)
+        if raises:
+            raise RuntimeError("the provider broke off")
+
+    gateway = Gateway("a", serve=serve)
+    app = await pinned(gateway)
+    with pytest.raises(RuntimeError) if raises and rounds > 2 else contextlib.nullcontext():
+        answer = await call(app, AUTO, SESSION)
+        assert answer.pin_status == ("hit" if rounds > 2 else "reroute")
+    assert gateway.asked == ["a"] if rounds > 2 else ["a", "auto"]
+
+
+@pytest.mark.parametrize("raises", [True, False])
+async def test_what_comes_while_a_failure_that_was_let_go_is_counted_goes_out_behind_it(
+    monkeypatch: pytest.MonkeyPatch, raises: bool
+) -> None:
+    monkeypatch.setattr("asgi_session_pin.hold_timer.HOLD_SECONDS", 0)
+    counting, may_count = asyncio.Event(), asyncio.Event()
+
+    class Store(MemoryStore):
+        async def discard(self, key: bytes, pin: Pin) -> bool:
+            counting.set()
+            await may_count.wait()
+            return await super().discard(key, pin)
+
+    async def serve(send: Send, model: str) -> None:
+        await send({"type": "http.response.start", "status": 503, "headers": []})
+        await counting.wait()
+        asyncio.get_running_loop().call_soon(may_count.set)
+        if raises:
+            raise RuntimeError("the provider broke off")
+        for _ in range(2):
+            await send({"type": "http.response.body", "body": b"x" * 40_000, "more_body": True})
+        await send({"type": "http.response.body", "body": b"end"})
+
+    gateway = Gateway("a", serve=serve)
+    app = await pinned(gateway, store=Store(), config=Config(failover=Failover(give_up_after=1)))
+    if raises:
+        with pytest.raises(RuntimeError):
+            await call(app, AUTO, SESSION)
+    else:
+        answer = await call(app, AUTO, SESSION)
+        assert (answer.start["status"], answer.body) == (503, b"x" * 80_000 + b"end")
+    gateway.serve = answer_json
+    assert await statuses(app) == ["miss"]
+
+
+async def test_an_answer_that_breaks_off_is_routed_for_also_where_the_caller_handles_an_exception() -> None:
+    async def serve(send: Send, model: str) -> None:
+        await start_stream(send)
+
+    app = await pinned(Gateway("a", serve=serve))
+    try:
+        raise ConnectionError("the first attempt of a middleware that tries again")
+    except ConnectionError:
+        assert await statuses(app) == ["reroute"]
+
+
+async def test_a_failure_with_trailers_is_routed_too() -> None:
+    async def serve(send: Send, model: str) -> None:
+        await send({"type": "http.response.start", "status": 503, "headers": [], "trailers": True})
+        await send({"type": "http.response.body", "body": b"{}"})
+        await send({"type": "http.response.trailers", "headers": [], "more_trailers": False})
+
+    gateway = Gateway("a", serve=serve)
+    app = await pinned(gateway)
+    assert await statuses(app) == ["reroute"]
+    gateway.route = failing(500)
+    answer = await call(app, AUTO, SESSION)
+    assert [message["type"].rpartition(".")[2] for message in answer.messages] == ["start", "body", "trailers"]
+
+
+@pytest.mark.parametrize("listens", [True, False])
+async def test_a_stream_without_output_is_no_end_of_failures_in_a_row(listens: bool) -> None:
+    async def prelude(send: Send, model: str) -> None:
+        await respond(send, ROLE, headers=[SSE_TYPE])
+
+    gateway = Gateway("a", "b")
+    app = await pinned(gateway, listeners=[lambda event: None] if listens else [])
+    for serve in (failing(503), prelude, failing(503), failing(503)):
+        gateway.serve = serve
+        await call(app, AUTO, SESSION)
+    gateway.serve = answer_json
+    assert (await call(app, AUTO, SESSION)).headers["x-session-model"] == "b", "the third failure gave the pin up"
+
+
+async def test_what_the_pinned_model_raised_is_told_also_where_the_second_answer_gives_no_output(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def raising(send: Send, model: str) -> None:
+        raise RuntimeError("a secret")
+
+    async def prelude(send: Send, model: str) -> None:
+        await respond(send, ROLE, headers=[SSE_TYPE])
+
+    gateway = Gateway("a", serve=raising)
+    app = await pinned(gateway)
+    gateway.route = prelude
+    assert await statuses(app) == ["reroute"]
+    assert "its request was routed; the app raised RuntimeError" in caplog.text
+
+
+# An answer, and the pin of another one
+
+
+async def test_an_answer_that_came_too_late_to_choose_counts_for_no_other_ones_pin() -> None:
+    has_come, chosen = asyncio.Event(), asyncio.Event()
+    events: list[PinEvent] = []
+
+    async def route(send: Send, model: str) -> None:
+        if model == "a":
+            await has_come.wait()
+            await answer_json(send, model)
+            return chosen.set()
+        has_come.set()
+        await chosen.wait()
+        return await respond(send, WORD_OF_B, ERROR, headers=[SSE_TYPE])
+
+    gateway = Gateway("a", "b", route=route)
+    config = Config(routing=Routing(decision_wait_seconds=0), failover=Failover(give_up_after=1))
+    app = SessionPinMiddleware(gateway, config=config, listeners=[events.append])
+    await asyncio.gather(call(app, AUTO, SESSION), call(app, {**AUTO, "stream": True}, SESSION))
+    assert [event.changes for event in events] == [("made",), ()]
+    assert await statuses(app) == ["hit"]
+    assert gateway.asked[-1] == "a"
+
+
+async def test_what_an_answer_is_called_that_came_too_late_to_choose_is_not_compared_with() -> None:
+    names = {"group-a": "gpt-4o", "group-b": "claude-x"}
+    has_come, chosen = asyncio.Event(), asyncio.Event()
+    groups = ["group-a", "group-b"]
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        asked = asked_model(await read_body(receive))
+        pin = get_session_pin(scope)
+        assert pin is not None
+        if asked == "auto":
+            asked = groups.pop(0)
+            if asked == "group-a":
+                await has_come.wait()
+            else:
+                has_come.set()
+                await chosen.wait()
+            pin.record(asked)
+        await respond(send, json.dumps({"model": names[asked], "choices": [{"message": {"content": "x"}}]}).encode())
+        chosen.set()
+
+    events: list[PinEvent] = []
+    config = Config(routing=Routing(decision_wait_seconds=0))
+    middleware = SessionPinMiddleware(app, config=config, listeners=[events.append])
+    await asyncio.gather(call(middleware, AUTO, SESSION), call(middleware, AUTO, SESSION))
+    assert await statuses(middleware, count=2) == ["hit", "hit"]
+    assert not any(event.drift for event in events)
+
+
+async def test_a_choice_that_the_router_states_in_place_of_a_refused_name_doubts_that_once() -> None:
+    calls = 0
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal calls
+        asked = asked_model(await read_body(receive))
+        pin = get_session_pin(scope)
+        assert pin is not None
+        if asked != "auto":
+            return await respond(send, b'{"error":{"message":"no"}}', status=418)
+        calls += 1
+        model = "a" if calls in (1, 3) else "b"
+        pin.record(model)
+        return await answer_json(send, model)
+
+    middleware = SessionPinMiddleware(app)
+    assert await statuses(middleware, count=2) == ["miss", "reroute"]
+    other = (b"x-session-id", b"session-2")
+    assert await statuses(middleware, other) == ["miss"]
+    answer = await call(middleware, AUTO, other)
+    assert (answer.pin_status, calls) == ("reroute", 4), "its pin on the doubted name was made, and tried"

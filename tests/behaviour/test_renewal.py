@@ -202,3 +202,38 @@ async def test_a_store_that_fails_at_the_end_does_not_hurt(clock: Clock) -> None
     store.fails_next = True
     answer = await call(middleware, AUTO, SESSION)
     assert (answer.pin_status, answer.body) == ("hit", b'{"model":"a"}')
+
+
+@case(
+    Section.PIN,
+    "a pin that another process gives up during an answer that takes longer than `session_ttl_seconds`",
+    "stays given up",
+)
+@pytest.mark.parametrize("seconds", [100, 700])
+async def test_a_pin_that_another_process_gives_up_meanwhile_stays_so(clock: Clock, seconds: float) -> None:
+    store = MemoryStore(ttl_seconds=TTL, timer=clock)
+    app = Slow(clock, JSON_TYPE)
+    middleware, other = (SessionPinMiddleware(app, store=store) for _ in range(2))
+    await call(middleware, AUTO, SESSION)
+    app.in_one = True
+
+    async def forget_and_answer(scope: Scope, receive: Receive, send: Send) -> None:
+        assert await other.forget("session-1", model="auto")
+        await app(scope, receive, send)
+
+    app.before = seconds
+    forgetting = SessionPinMiddleware(forget_and_answer, store=store)
+    assert (await call(forgetting, AUTO, SESSION)).pin_status == "hit"
+    app.before = 0
+    assert (await call(middleware, AUTO, SESSION)).pin_status == "miss"
+
+
+async def test_a_pin_that_an_answer_outlasts_by_all_the_time_that_it_is_kept_comes_back(clock: Clock) -> None:
+    app = Slow(clock, JSON_TYPE)
+    app.in_one = True
+    middleware = SessionPinMiddleware(app, store=MemoryStore(ttl_seconds=TTL, tool_loop_seconds=10, timer=clock))
+    await call(middleware, AUTO, SESSION)
+    app.before = TTL + 3600
+    assert (await call(middleware, AUTO, SESSION)).pin_status == "hit"
+    app.before = 0
+    assert (await call(middleware, AUTO, SESSION)).pin_status == "hit"

@@ -976,3 +976,77 @@ async def test_an_app_may_send_the_end_of_an_answer_twice_at_once() -> None:
         await client.until(lambda: len(client.events) == 2)
     assert client.events == ["error", "response.completed"]
     assert statuses(events) == ["miss"]
+
+
+# An app that waits for a message for some time only
+
+
+class SlowStore(MemoryStore):
+    """Takes longer than the app waits."""
+
+    async def get(self, key: bytes) -> Any:
+        for _ in range(20):
+            await asyncio.sleep(0)
+        return await super().get(key)
+
+
+def polling(texts: list[str]) -> ASGIApp:
+    """An app that asks for the next message again and again."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        message: Message = {}
+        while message.get("type") != "websocket.disconnect":
+            asking = asyncio.ensure_future(receive())
+            for _ in range(5):
+                await asyncio.sleep(0)
+            asking.cancel()
+            with suppress(asyncio.CancelledError):
+                message = await asking
+                texts.append(message.get("text", ""))
+
+    return app
+
+
+@case(Section.WEBSOCKET, "an app that gives up waiting for a message, and asks again", "it gets each message, and once")
+async def test_an_app_that_polls_gets_each_message_once() -> None:
+    texts: list[str] = []
+    async with connected(SessionPinMiddleware(polling(texts), store=SlowStore())) as client:
+        client.create(n=1)
+        await until(lambda: len(texts) == 1)
+        client.send({"type": "else"})
+        await until(lambda: len(texts) == 2)
+    assert [json.loads(text).get("n") for text in texts[:2]] == [1, None]
+
+
+async def test_a_socket_that_ends_while_a_message_is_being_pinned_leaves_nothing() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        asking = asyncio.ensure_future(receive())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        asking.cancel()
+
+    events: list[PinEvent] = []
+    middleware = SessionPinMiddleware(app, store=SlowStore(), listeners=[events.append])
+    before = asyncio.all_tasks()
+    async with connected(middleware) as client:
+        client.create()
+        await client.running
+    assert asyncio.all_tasks() == before
+    assert events == []
+
+
+async def test_a_reset_that_an_app_did_not_wait_for_is_made_all_the_same() -> None:
+    texts: list[str] = []
+    store = SlowStore()
+    async with connected(SessionPinMiddleware(Provider("a", "b"), store=store)) as first:
+        await first.turn()
+    async with connected(
+        SessionPinMiddleware(polling(texts), store=store), SESSION, (b"x-session-pin", b"reset")
+    ) as client:
+        client.create()
+        await until(lambda: len(texts) == 1)
+    assert json.loads(texts[0])["model"] == "auto"
