@@ -27,7 +27,11 @@ LATE = "late"  # what is said of a failure after output had gone out
 LAST_MESSAGES = 32  # of a stream: an error, what ends the stream, and comments; wherever these are cut
 
 Look = Callable[[Reader], Awaitable[None]]
-"""What follows from a look at a 2xx answer, before the message that ended it goes on."""
+"""What follows from a look at a 2xx answer, before the message goes on that ended it.
+
+Where the app's own router has stated its choice it is called twice: when the answer starts, for the choice, and when
+the answer has named a model, for what later ones are compared with.
+"""
 
 
 class Stage(Enum):
@@ -38,13 +42,13 @@ class Stage(Enum):
      │ │ └─ no 2xx, while others wait ────▶ ENDING ── the last message ─▶ PASSING
      │ └─── nothing to look for ────────────────────────────────────────▶ PASSING
      │
-     │    2xx                               output
+     │    2xx                               output, or the end of a prelude
      ├────────────▶ HOLDING ──────────────────────▶ FLUSHING ───────────▶ PASSING
-     │               │   └─ over 64 KiB, a second ─▶ FLUSHING ─▶ LOOKING ─ output ─▶ PASSING
-     │               │ an error
-     └─ no 2xx ────▶ FAILING ─ the app is done ─▶ the caller routes the request, or flushes
-                         │ └─ over 64 KiB, a second, nothing to route for ─▶ FLUSHING ─▶ PASSING
-                         └─ the second answer, after a second: the first one goes out ─▶ DROPPED
+     │               │   └─ over 64 KiB, a second ─▶ FLUSHING ─▶ LOOKING ─ output, an error, the end ─▶ PASSING
+     │               │ an error, or the app ends
+     └─ no 2xx, ───▶ FAILING ─ the app is done ─▶ the caller routes the request, or flushes
+        or the app       │ └─ over 64 KiB, a second, nothing to route for ─▶ FLUSHING ─▶ PASSING
+        ends             └─ the second answer, after a second: the first one goes out ─▶ DROPPED
     """
 
     WAITING = "waiting"  # nothing of it has come

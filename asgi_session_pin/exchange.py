@@ -55,8 +55,9 @@ class Exchange(Opaque):
     slot: Slot | None = None  # its place in the pin table, once it needs one
     learns: bool = False  # whether its answer is looked at for a choice
     stated: Stated | None = None
-    is_stated: bool = False  # and the answer has nothing to add to it
-    pin: Pin | None = None  # the one that its answer uses, or made
+    is_stated: bool = False  # and the answer, if it is 2xx, is not waited for
+    # The one that its answer uses or has made; None before, and from where a failure was counted, or it was no 2xx.
+    pin: Pin | None = None
     model: str | None = None  # the pinned one
     replaces: tuple[Pin, Verdict] | None = None  # the pin whose failure its answer is to replace, until it does
     health: PinHealth | None = None  # what is known of the pin

@@ -27,8 +27,9 @@ _HELD = (WAITING, HOLDING, FAILING, DROPPED)
 class Guard(Opaque):
     """Stands between the app and an `Answer` under a pin; `Stage` has the way through it.
 
-    Held are at most 64 KiB, for at most a second. In the answer to a request that is routed in place of a failure,
-    *first* is that failure, which goes out if this answer is no better.
+    Held are at most 64 KiB, for at most a second; a failure that is routed, until the second answer's first output.
+    In the answer to a request that is routed in place of a failure, *first* is that failure, which goes out if this
+    answer is no better.
     """
 
     answer: Answer

@@ -21,9 +21,8 @@ class PinHealth(msgspec.Struct, eq=False):
     """What is known of one pin.
 
     - `model`, `created`: which pin it is.
-    - `first`: what the answer that made it named, while it is to be compared with the first comparable answer under
-      the pin; None: there is nothing to compare.
-    - `is_compared`: whether that was done.
+    - `first`: what the answer that made it named, with which answers under the pin are compared; None: with nothing.
+    - `is_compared`: whether one was, as the first comparable one is.
     - `is_proven`: whether the pin's name has served under a pin, for this credential.
     - `failures`: how many there were in a row.
     - `failed_at`: when the last one was counted that did not overlap with another, on the timer.

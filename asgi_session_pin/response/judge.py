@@ -1,8 +1,8 @@
 """What an answer under a pin means: one judgement, and nothing else in this tree says what a failure is.
 
-`judge` goes through the rows of the table in docs/behaviour.md, "When the pinned model fails", from the top. A verdict
-is no wider than its evidence: what one answer says decides about that request, and about a name only where the gateway
-says that it is the name.
+`judge` goes through the rows of the table in docs/behaviour.md, "A pinned model that does not serve", from the top. A
+verdict is no wider than its evidence: what one answer says decides about that request, and about a name only where the
+gateway says that it is the name.
 """
 
 import re
