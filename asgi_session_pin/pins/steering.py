@@ -52,7 +52,7 @@ class Steering:
         self._next_look: asyncio.TimerHandle | None = None
         self._reading: asyncio.Task[None] | None = None
         self._note = Note()
-        self._has_read = type(store) is MemoryStore  # there was no note before
+        self._has_read = type(store) is MemoryStore  # there is no note
         self.is_paused = False
         """Whether no pin is read or written."""
         self.retired: dict[str, float] = {}
@@ -94,14 +94,9 @@ class Steering:
 
     async def read(self) -> None:
         """Look at the note. Raises what the store raises."""
-        store = self._store
-        assert store is not None
+        assert self._store is not None
         async with asyncio.timeout(_PATIENCE_SECONDS):
-            content = await store.read_note()
-            if content is not None:
-                self._follow(_decode(content))
-            elif self._note.generation:  # the store has lost it
-                await store.replace_note(None, _encode(self._note))
+            await self._look(self._store)
 
     async def retire(self, model: str, is_retired: bool) -> None:
         """Retire a model, or take it back. Raises ValueError if there are too many, else what the store raises."""
@@ -123,16 +118,25 @@ class Steering:
         assert store is not None
         async with asyncio.timeout(_PATIENCE_SECONDS):
             for _ in range(_MOST_TRIES):
-                content = await store.read_note()
-                note = change(self._note if content is None else _decode(content))
+                content = await self._look(store)
+                note = change(self._note)
                 if await store.replace_note(content, _encode(note)):
                     return self._follow(note)
         raise TimeoutError
 
-    def _follow(self, note: Note) -> None:
-        # What the first note says was said before this process looked.
-        since = self._timer() if self._has_read else -math.inf
+    async def _look(self, store: OperableStore) -> bytes | None:
+        """Follow the note, and return it as it is kept."""
+        content = await store.read_note()
+        if content is not None:
+            self._follow(_decode(content))
+        elif self._note.generation:  # the store has lost it
+            await store.replace_note(None, _encode(self._note))
         self._has_read = True
+        return content
+
+    def _follow(self, note: Note) -> None:
+        # What is there at the first look was said before.
+        since = self._timer() if self._has_read else -math.inf
         self._note = note
         self.is_paused = note.is_paused
         self.retired = {name: self.retired.get(name, since) for name in note.retired}

@@ -91,6 +91,22 @@ async def test_what_was_retired_before_a_process_began_makes_no_pin_in_it() -> N
     await pinned.aclose()
 
 
+@pytest.mark.parametrize("here", [True, False])
+async def test_the_very_first_retirement_breaks_no_choice_that_is_under_way(here: bool) -> None:
+    class Shared(MemoryStore):
+        """Other processes write its note."""
+
+    clock, store = Clock(), Shared()
+    steering, other = (Steering(store, Warnings(clock), clock) for _ in range(2))
+    await steering.read()
+    began = clock.now
+    clock.now += 1
+    await (steering if here else other).retire("gone", True)
+    await steering.read()
+    assert not steering.was_retired("gone", began)
+    assert steering.was_retired("gone", clock.now)
+
+
 @pytest.mark.parametrize("word", ["complete", "failed"])
 def test_an_app_starts_in_an_event_loop_that_is_not_asyncios(word: str) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
