@@ -14,6 +14,7 @@ from .human import human_text, is_tool_result
 
 MAX_ITEMS_BACK = 64  # items in a row that a harness has added, or a user has sent without an answer
 MAX_PARTS = 256  # of one of them, from its end
+MAX_TEXT = 1_048_576  # characters of users' texts in a request, which take up to 50 ms to be read
 MAX_MARKS = 1_000  # names that say state where a text is behind them
 
 
@@ -34,8 +35,8 @@ def last_step(members: Members) -> Step:
     if history is None:
         return Step.OTHER
     try:
-        text = decode_text(history)
-        return _step_of_text(text) or Step.OTHER if text is not None else _last_step(history)
+        text, texts = decode_text(history), _Texts()
+        return _last_step(history, texts) if text is None else texts.step_of(text) or Step.OTHER
     except ValueError:
         return Step.TOOL
 
@@ -68,7 +69,23 @@ def _has_mark(history: bytes) -> bool:
     return False
 
 
-def _last_step(history: msgspec.Raw) -> Step:
+class _Texts:
+    """Reads the texts of one request. Raises ValueError where they are more than `MAX_TEXT`."""
+
+    def __init__(self) -> None:
+        self._left = MAX_TEXT
+
+    def step_of(self, text: str) -> Step | None:
+        """Return what a user's text is; None if it is nothing but what a harness adds."""
+        self._left -= len(text)
+        if self._left < 0:
+            raise ValueError("too much to be read")
+        if is_tool_result(text):
+            return Step.TOOL
+        return Step.HUMAN if human_text(text) else None
+
+
+def _last_step(history: msgspec.Raw, texts: _Texts) -> Step:
     """Go back to the answer before the request's own items."""
     step = Step.OTHER
     for item in last_items(history, MAX_ITEMS_BACK):
@@ -77,7 +94,7 @@ def _last_step(history: msgspec.Raw) -> Step:
         if role in ("tool", "function") or kind.endswith("_output") or kind == "mcp_approval_response":
             return step if step is Step.HUMAN else Step.TOOL
         if role == "user":
-            found = _step_of_content(members.get("content"))
+            found = _step_of_content(members.get("content"), texts)
             if found is Step.TOOL:
                 return found
             step = found or step
@@ -87,29 +104,26 @@ def _last_step(history: msgspec.Raw) -> Step:
     return step
 
 
-def _step_of_content(content: msgspec.Raw | None) -> Step | None:
+def _step_of_content(content: msgspec.Raw | None, texts: _Texts) -> Step | None:
     """Return what a user's message is; None if it is nothing but what a harness adds."""
     if content is None or bytes(content) == b"null":
         return None
     text = decode_text(content)
     if text is not None:
-        return _step_of_text(text)
-    steps = set(map(_step_of_part, last_items(content, MAX_PARTS)))
+        return texts.step_of(text)
+    steps = {_step_of_part(part, texts) for part in last_items(content, MAX_PARTS)}
     return next((step for step in (Step.TOOL, Step.HUMAN) if step in steps), None)
 
 
-def _step_of_part(part: msgspec.Raw) -> Step | None:
+def _step_of_part(part: msgspec.Raw, texts: _Texts) -> Step | None:
     members = decode_members(bytes(part))
     kind = find_string(members, ("type",)) or ""
     if kind.endswith("tool_result"):
         return Step.TOOL
-    return _step_of_text(find_string(members, ("text",)) or "") if kind in ("text", "input_text") else None
-
-
-def _step_of_text(text: str) -> Step | None:
-    if is_tool_result(text):
-        return Step.TOOL
-    return Step.HUMAN if human_text(text) else None
+    if kind not in ("text", "input_text") or "text" not in members:
+        return None
+    text = decode_text(members["text"])
+    return None if text is None else texts.step_of(text)
 
 
 def _calls_tools(content: msgspec.Raw | None) -> bool:

@@ -50,7 +50,9 @@ class Restorer(Opaque):
     max_bytes: int
     stage: _Stage = _Stage.WAITING
     start: Message | None = None  # held with the JSON
-    held: bytes = b""
+    pieces: list[bytes] = msgspec.field(default_factory=list)  # of that
+    size: int = 0  # of these, in bytes
+    held: bytes = b""  # of a line
     head: bytes = b""  # how the last event began, up to the end of its model: in a stream most do so
     restored_head: bytes = b""  # and what has become of it
 
@@ -105,13 +107,15 @@ class Restorer(Opaque):
         await self.onward({**message, "headers": headers})
 
     async def _hold(self, message: Message) -> None:
-        self.held += body_of(message)
-        more = message.get("more_body", False)
-        if more and len(self.held) <= self.max_bytes:
+        piece, more = body_of(message), message.get("more_body", False)
+        self.pieces.append(piece)
+        self.size += len(piece)
+        if more and self.size <= self.max_bytes:
             return
         self.stage = _PASSING
-        body = self.held if more else restored(self.held, self.asked)
-        start, self.held, self.start = self.start, b"", None
+        body, start = b"".join(self.pieces), self.start
+        self.pieces, self.start = [], None
+        body = body if more else restored(body, self.asked)
         assert start is not None
         if not more:
             length = (b"content-length", b"%d" % len(body))

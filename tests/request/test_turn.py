@@ -100,12 +100,20 @@ def test_a_body_without_a_history_goes_on_from_nothing() -> None:
         [{"role": "user", "content": {"type": "text", "text": "Hello"}}],
         [{"role": "user", "content": ["Hello"]}],
         [{"role": "user", "content": "x" * 1_048_576}],
+        [{"role": "user", "content": "x" * 600_000}] * 2,
+        [{"role": "user", "content": [{"type": "text", "text": "x" * 600_000}] * 2}],
+        [{"role": "user", "content": [{"type": "text", "text": "x" * 1_048_576}]}],
         [0] * 100_001,
     ],
     ids=lambda history: repr(history)[:40],
 )
 def test_what_cannot_be_told_is_taken_for_a_tool_loop(history: Any) -> None:
     assert last_step(members(messages=history)) is Step.TOOL
+
+
+@pytest.mark.parametrize("part", [{"type": "text"}, {"type": "text", "text": 1}, {"type": "image", "text": "x"}])
+def test_a_part_without_text_says_nothing(part: dict[str, Any]) -> None:
+    assert last_step(members(messages=[{"role": "user", "content": [part]}])) is Step.OTHER
 
 
 def test_a_lone_surrogate_hides_nothing() -> None:
