@@ -6,6 +6,7 @@ data, which a connection does not need that goes from one call to the next.
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 from redis.asyncio.connection import AbstractConnection
@@ -82,15 +83,14 @@ class Batches:
         if connection is None:
             return
         self._next = None
-        batch.task = asyncio.get_running_loop().create_task(self._send(batch, connection))
+        batch.task = asyncio.get_running_loop().create_task(batch.send(connection))
         self._tasks.add(batch.task)
-        batch.task.add_done_callback(self._tasks.discard)
+        batch.task.add_done_callback(partial(self._sent, connection))
 
-    async def _send(self, batch: "_Batch", connection: AbstractConnection) -> None:
-        try:
-            await batch.send(connection)
-        finally:
-            self._give_back(connection)
+    def _sent(self, connection: AbstractConnection, task: asyncio.Task[None]) -> None:
+        # Not at the end of what the task does: one that is cancelled before it has begun does nothing.
+        self._tasks.discard(task)
+        self._give_back(connection)
 
 
 class _Batch:

@@ -1,14 +1,17 @@
 """Many calls of Redis at once: they go together, and each gets what is its own."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
+from typing import cast
 
 import pytest
 from redis import exceptions
+from redis.asyncio.connection import AbstractConnection
 
 from asgi_session_pin import Lapsed, Pin
+from asgi_session_pin.stores._redis_batches import Batches, Command
 from asgi_session_pin.stores.redis import RedisStore
 from delaying_proxy import delaying_proxy
 from redis_servers import RedisServer, redis_server
@@ -128,3 +131,39 @@ async def test_what_is_left_before_there_is_a_connection_for_it_is_never_sent(
         before = server.calls_of("getex")
         assert await narrow.get(KEYS[0]) == PINS[KEYS[0]]
         assert server.calls_of("getex") - before <= 2  # one of them was sent before
+
+
+class Connection:
+    """One that answers with what it is sent, when it is told to."""
+
+    is_connected = True
+
+    def __init__(self) -> None:
+        self.may_answer = asyncio.Event()
+        self.commands: list[Command] = []
+
+    def pack_commands(self, commands: Sequence[Command]) -> bytes:
+        self.commands += commands
+        return b""
+
+    async def send_packed_command(self, command: bytes) -> None:
+        await self.may_answer.wait()
+
+    async def read_response(self) -> object:
+        return self.commands.pop(0)[0]
+
+
+async def test_calls_that_all_leave_before_their_batch_has_begun_leave_its_connection_to_others() -> None:
+    connection = Connection()
+    batches = Batches(lambda: cast(AbstractConnection, connection), 1)
+    first = asyncio.create_task(batches.execute("first"))
+    second = asyncio.create_task(batches.execute("second"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    connection.may_answer.set()  # now there is a connection for the second one,
+    second.cancel()  # which leaves in the same round of the loop
+    assert await first == "first"
+    with pytest.raises(asyncio.CancelledError):
+        await second
+    async with asyncio.timeout(5):
+        assert await batches.execute("third") == "third"
