@@ -26,10 +26,16 @@ class ServerProtocol(HttpToolsProtocol):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._is_in_head = False
+        self._is_in_body = False
         self._is_declining = False
         self._may_stay = True  # after the next answer
         self._unparsed = 0  # bytes since the parser told of anything but headers
         self._unanswered: list[_Cycle] = []  # in their order: the first one runs
+
+    @property
+    def is_answered_early(self) -> bool:
+        """Tell whether the client still sends the body of a request that is answered: it may read only after that."""
+        return self._is_in_body and not self._unanswered
 
     def data_received(self, data: bytes) -> None:
         """Take what the client sent."""
@@ -42,6 +48,12 @@ class ServerProtocol(HttpToolsProtocol):
         else:
             if self._unparsed > _MAX_HEAD_BYTES:
                 self.send_400_response("The head of the request is too large.")
+            elif self.is_answered_early:
+                self._wait_for_more()
+
+    def _wait_for_more(self) -> None:
+        """Keep the connection as after an answer: uvicorn would wait for good, since something came after that."""
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def _parse(self, data: bytes) -> None:
         while data:
@@ -69,6 +81,7 @@ class ServerProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin a request."""
         super().on_message_begin()
+        self._unset_keepalive_if_required()
         self._is_in_head = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -79,6 +92,7 @@ class ServerProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Call the app, as soon as all requests before this one are answered."""
         self._is_in_head = False
+        self._is_in_body = True
         self._unparsed = 0
         if self._is_declining:
             return
@@ -134,9 +148,13 @@ class ServerProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """End a request, unless the parser only says so as it takes what follows for another protocol."""
+        is_rest, self._is_in_body = self.is_answered_early, False
         self._unparsed = 0
-        if not self.parser.should_upgrade():
-            super().on_message_complete()
+        if self.parser.should_upgrade():
+            return
+        super().on_message_complete()
+        if is_rest:
+            self._wait_for_more()
 
     def on_response_complete(self) -> None:
         """Go on with the next request."""
@@ -153,7 +171,7 @@ class ServerProtocol(HttpToolsProtocol):
     def retire(self) -> None:
         """Close the connection when it is idle. One that was just made is to be used: its request is answered first."""
         cycle: Any = self.cycle  # None before the first one
-        if cycle is None or self._is_in_head:
+        if cycle is None or self._is_in_head or self.is_answered_early:  # whose answer would be lost
             self._may_stay = False
         else:
             self.shutdown()

@@ -303,7 +303,7 @@ async def test_an_answer_that_is_too_short_or_too_long_closes_the_connection() -
 
 
 def test_each_part_of_uvicorns_that_is_replaced_is_still_there() -> None:
-    replaced = {name for name in vars(ServerProtocol) if not name.startswith("_")} - {"retire"}
+    replaced = {name for name in vars(ServerProtocol) if not name.startswith("_")} - {"is_answered_early", "retire"}
     assert replaced == {
         "connection_lost",
         "data_received",
@@ -344,6 +344,52 @@ async def test_a_connection_that_is_retired_between_two_requests_ends_at_once() 
     connection.data_received(post())
     await settle()
     assert not transport.is_closing()
+    connection.retire()
+    assert transport.is_closing()
+    connection.connection_lost(None)
+
+
+async def early(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"no"})
+
+
+@pytest.mark.parametrize("rest", [b"b", b"bo"], ids=["a piece", "all of it"])
+async def test_a_client_that_ends_in_silence_after_an_early_answer_is_dropped_as_any_idle_one(rest: bytes) -> None:
+    connection, transport = await connect(early)
+    connection.data_received(post(b"bo")[:-2])
+    await settle()
+    connection.timeout_keep_alive = 0
+    connection.data_received(rest)
+    assert not transport.is_closing()
+    await settle()
+    assert transport.is_closing()
+    connection.connection_lost(None)
+
+
+async def test_a_websocket_behind_an_early_answer_is_none_that_is_idle() -> None:
+    class Websockets(asyncio.Protocol):
+        def __init__(self, **_: Any) -> None:
+            pass
+
+    connection, transport = await connect(early, ws=Websockets)
+    transport.set_protocol = lambda protocol: None  # type: ignore[method-assign]
+    connection.data_received(post(b"bo")[:-2])
+    await settle()
+    connection.timeout_keep_alive = 0
+    connection.data_received(b"boGET /v1/responses HTTP/1.1\r\nHost: a\r\n" + WEBSOCKET + b"\r\n")
+    await settle()
+    assert connection not in connection.connections
+    assert not transport.is_closing()
+
+
+async def test_a_connection_that_is_retired_after_an_early_answer_ends_when_the_body_does() -> None:
+    connection, transport = await connect(early)
+    connection.data_received(post(b"bo")[:-1])
+    await settle()
+    connection.retire()
+    assert not transport.is_closing(), "which would take the answer away"
+    connection.data_received(b"o")
     connection.retire()
     assert transport.is_closing()
     connection.connection_lost(None)

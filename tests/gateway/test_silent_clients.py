@@ -45,3 +45,55 @@ async def test_who_sends_no_request_is_dropped() -> None:
     silent.drop([])
     for connection in connections:
         connection.connection_lost(None)
+
+
+@case(
+    Section.GATEWAY,
+    "an answer comes before the client has sent all of its body, as a 401 or a 413",
+    "the rest is taken, for 300 s at most, and while something comes within `gateway.client_keepalive_seconds`: many "
+    "clients read only then",
+)
+async def test_who_still_sends_when_the_answer_is_there_has_more_time_and_not_for_ever() -> None:
+    now = 0.0
+    silent = SilentClients(10, 300, clock=lambda: now)
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n%s\r\n"
+    offer = b"Connection: Upgrade\r\nUpgrade: h2c\r\n"  # which is declined
+    sending = [await connection_that_got(head % more) for more in (b"", offer)]
+    connections = [connection for connection, _ in sending]
+    for seconds in range(300):
+        now = float(seconds)
+        if seconds % 9 == 0:
+            for connection in connections:
+                connection.data_received(b"x")
+        silent.drop(connections)
+        assert not any(transport.is_closed for _, transport in sending)
+    now = 300.0
+    silent.drop(connections)
+    assert all(transport.is_closed for _, transport in sending)
+    for connection in connections:
+        connection.connection_lost(None)
+
+
+async def test_who_has_sent_the_rest_of_its_body_may_send_its_next_request() -> None:
+    now = 0.0
+    silent = SilentClients(10, 300, clock=lambda: now)
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n"
+    connection, transport = await connection_that_got(head, b"x")
+    silent.drop([connection])
+    connection.data_received(b"x")
+    for seconds in (299.0, 300.0, 309.0, 310.0, 1000.0):
+        now = seconds
+        silent.drop([connection])
+        assert not transport.is_closed, "the time that it may be idle is another one's affair"
+    connection.data_received(head + b"x")
+    await settle()
+    assert transport.written.count(b"HTTP/1.1 200 OK\r\n") == 2
+    connection.data_received(b"xGET / HT")
+    for seconds in (1001.0, 1010.9):
+        now = seconds
+        silent.drop([connection])
+        assert not transport.is_closed
+    now = 1011.0
+    silent.drop([connection])
+    assert transport.is_closed, "the head of its next request does not end"
+    connection.connection_lost(None)
