@@ -38,7 +38,7 @@ class Upstream:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
-                await reader.readexactly(int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]))
+                await reader.readexactly(int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0] or 0))
                 writer.write(HEAD)
                 for number in range(self._count):
                     event = b'data: {"model": "large", "number": %d}\n\n' % number
