@@ -5,6 +5,7 @@ offers an upgrade for another protocol, and lets heads in that are of any size a
 """
 
 import asyncio
+from enum import Enum
 from typing import Any
 from urllib.parse import unquote
 
@@ -17,6 +18,15 @@ _MAX_HEAD_BYTES = 65_536  # of a request's head, and of all else that httptools 
 _MAX_PIPELINED = 100
 
 
+class _Part(Enum):
+    """What of a request comes next."""
+
+    BEGINNING = "its first byte"
+    HEAD = "the rest of its head"
+    BODY = "its body, and its trailers"
+    NONE = "nothing more: what came can't be understood, and what comes is ignored"
+
+
 class ServerProtocol(HttpToolsProtocol):
     """One connection of a client.
 
@@ -25,8 +35,7 @@ class ServerProtocol(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._is_in_head = False
-        self._is_in_body = False
+        self._part = _Part.BEGINNING
         self._is_declining = False
         self._may_stay = True  # after the next answer
         self._unparsed = 0  # bytes since the parser told of anything but headers
@@ -35,14 +44,15 @@ class ServerProtocol(HttpToolsProtocol):
     @property
     def is_answered_early(self) -> bool:
         """Tell whether the client still sends the body of a request that is answered: it may read only after that."""
-        return self._is_in_body and not self._unanswered
+        return self._part is _Part.BODY and not self._unanswered
 
     def data_received(self, data: bytes) -> None:
         """Take what the client sent."""
         self._unset_keepalive_if_required()
         self._unparsed += len(data)
         try:
-            self._parse(data)
+            if self._part is not _Part.NONE:
+                self._parse(data)
         except HttpParserError:
             self.send_400_response("Invalid HTTP request received.")
         else:
@@ -82,25 +92,25 @@ class ServerProtocol(HttpToolsProtocol):
         """Begin a request."""
         super().on_message_begin()
         self._unset_keepalive_if_required()
-        self._is_in_head = True
+        self._part = _Part.HEAD
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header, or a trailer, which is dropped."""
-        if self._is_in_head:
+        if self._part is _Part.HEAD:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Call the app, as soon as all requests before this one are answered."""
-        self._is_in_head = False
-        self._is_in_body = True
         self._unparsed = 0
         if self._is_declining:
+            self._part = _Part.BODY
             return
         self.scope["method"] = self.parser.get_method().decode()
         if self.parser.should_upgrade() and self._should_upgrade():
             return
         version = self.parser.get_http_version()
         self._check(version)
+        self._part = _Part.BODY
         raw_path, _, query = self.url.partition(b"?")
         self.scope["http_version"] = version
         self.scope["path"] = self.root_path + unquote(raw_path.decode("ascii"))
@@ -148,7 +158,7 @@ class ServerProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """End a request, unless the parser only says so as it takes what follows for another protocol."""
-        is_rest, self._is_in_body = self.is_answered_early, False
+        is_rest, self._part = self.is_answered_early, _Part.BEGINNING
         self._unparsed = 0
         if self.parser.should_upgrade():
             return
@@ -171,16 +181,19 @@ class ServerProtocol(HttpToolsProtocol):
     def retire(self) -> None:
         """Close the connection when it is idle. One that was just made is to be used: its request is answered first."""
         cycle: Any = self.cycle  # None before the first one
-        if cycle is None or self._is_in_head or self.is_answered_early:  # whose answer would be lost
+        if cycle is None or self._part is _Part.HEAD or self.is_answered_early:  # whose answer would be lost
             self._may_stay = False
         else:
             self.shutdown()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what came, and close the connection."""
+        """Refuse what came, and close the connection: requests that came whole before it are answered first."""
         self.logger.warning(msg)
-        if self._unanswered:
-            self.transport.close()  # it would come in the midst of another answer
+        if self._part in (_Part.BODY, _Part.NONE):
+            self.transport.close()  # what is said now would come in the midst of another answer, or behind one
+        elif self._unanswered:
+            self._part = _Part.NONE
+            self._unanswered[-1].keep_alive = False
         else:
             super().send_400_response(msg)
 

@@ -238,20 +238,111 @@ async def test_pipelined_requests_are_answered_in_turn_and_told_when_the_client_
     assert running == ["/1", "/2", "http.disconnect"]
 
 
-async def test_a_client_that_pipelines_without_end_is_cut() -> None:
+async def test_a_client_that_pipelines_without_end_gets_some_answers_and_no_more() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await leaving.wait()
+        await answers.wait()
+        await answering(200, LENGTH, b"abc")(scope, receive, send)
 
-    leaving = asyncio.Event()
+    answers = asyncio.Event()
     connection, transport = await connect(app)
-    connection.data_received(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 100)
-    assert not transport.is_closing()
-    connection.data_received(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 100)
-    assert transport.is_closing()
-    assert transport.written == b""
+    for _ in range(3):
+        connection.data_received(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 100)
+    answers.set()
+    async with asyncio.timeout(20):
+        while not transport.is_closing():
+            await settle()
+    assert transport.written.count(b"HTTP/1.1 200 OK\r\n") == 101
+    assert transport.written.count(b"\r\nconnection: close\r\n") == 1
     connection.connection_lost(None)
-    leaving.set()
+
+
+class SlowApp:
+    """Answers when it may."""
+
+    def __init__(self) -> None:
+        self.got: list[Message] = []
+        self.answers = asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        while not self.got or self.got[-1].get("more_body", False):
+            self.got.append(await receive())
+        waiting = asyncio.create_task(self._wait_for_the_end(receive))
+        await self.answers.wait()
+        await answering(200, LENGTH, b"abc")(scope, receive, send)
+        await waiting
+
+    async def _wait_for_the_end(self, receive: Receive) -> None:
+        message = await receive()
+        if not self.answers.is_set():
+            self.got.append(message)
+
+
+@pytest.mark.parametrize("broken", [b"}\n", b"\0", b"GET / HTTP/1.1\r\n\r\n", b"GET /\xe4 HTTP/1.1\r\n"])
+@pytest.mark.parametrize("request_bytes", [post(b"{}"), CHUNKED % b"" + CHUNKS + b"\r\n"], ids=["length", "chunks"])
+@pytest.mark.parametrize("size", [1, 100_000])
+@case(
+    Section.GATEWAY,
+    "behind a whole request comes what is none, as where a body is longer than its `content-length`",
+    "the answer, and the end of the connection: nothing that comes after it is read as a request",
+)
+async def test_what_comes_broken_behind_a_whole_request_does_not_take_its_answer_away(
+    broken: bytes, request_bytes: bytes, size: int
+) -> None:
+    app = SlowApp()
+    connection, transport = await connect(app)
+    sent = request_bytes + broken
+    for piece in [sent[start : start + size] for start in range(0, len(sent), size)]:
+        connection.data_received(piece)
+        await settle()
+    connection.data_received(post(target=b"/smuggled"))
     await settle()
+    assert not transport.is_closing()
+    app.answers.set()
+    await settle()
+    assert transport.is_closing()
+    assert b"\r\nconnection: close\r\n" in transport.written
+    assert transport.written.count(b"HTTP/1.1 ") == 1
+    assert transport.written.endswith(b"\r\n\r\nabc")
+    assert [message["type"] for message in app.got] == ["http.request"] * len(app.got)
+    connection.connection_lost(None)
+
+
+async def test_who_sends_much_behind_a_whole_request_is_cut() -> None:
+    app = SlowApp()
+    connection, transport = await connect(app)
+    connection.data_received(post() + b"}\n")
+    for _ in range(6):
+        assert not transport.is_closing()
+        await settle()
+        connection.data_received(b"x" * 12_000)
+    assert transport.is_closing()
+    connection.connection_lost(None)
+    await settle()
+    app.answers.set()
+    await settle()
+    assert [message["type"] for message in app.got] == ["http.request", "http.disconnect"]
+    assert transport.written == b""
+
+
+@pytest.mark.parametrize("is_early", [False, True])
+async def test_a_body_that_breaks_in_its_midst_ends_the_connection_at_once_with_no_second_answer(
+    is_early: bool,
+) -> None:
+    app = SlowApp()
+    connection, transport = await connect(early if is_early else app)
+    connection.data_received(CHUNKED % b"" + b"2\r\nbo\r\n")
+    await settle()
+    connection.data_received(b"no chunk\r\n" + post(target=b"/smuggled"))
+    assert transport.is_closing()
+    assert transport.written.count(b"HTTP/1.1 ") == is_early
+    connection.connection_lost(None)
+    app.answers.set()
+    await settle()
+
+
+async def early(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"no"})
 
 
 def answering(status: int, headers: list[tuple[bytes, bytes]], *pieces: bytes) -> Any:
@@ -347,11 +438,6 @@ async def test_a_connection_that_is_retired_between_two_requests_ends_at_once() 
     connection.retire()
     assert transport.is_closing()
     connection.connection_lost(None)
-
-
-async def early(scope: Scope, receive: Receive, send: Send) -> None:
-    await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"2")]})
-    await send({"type": "http.response.body", "body": b"no"})
 
 
 @pytest.mark.parametrize("rest", [b"b", b"bo"], ids=["a piece", "all of it"])
