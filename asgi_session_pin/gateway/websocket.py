@@ -33,6 +33,7 @@ PING_SECONDS = 20.0  # for the networks between, which forget connections that a
 _READ_BYTES = 65_536  # where the client is slower, messages of twice as many are held, and the one that comes
 _CLOSE_SECONDS = 5.0  # for the upstream to answer a close
 _MAX_REFUSAL_BYTES = 1_048_576  # uvicorn collects it
+_REFUSAL_SECONDS = 10.0  # for the upstream to end it, however it comes
 
 _PROTOCOL = b"sec-websocket-protocol"
 # What a server says that has no websocket there. Only at 426 Codex asks by HTTP at once: it tries all else seven times.
@@ -165,7 +166,9 @@ class WebSocketRelay:
             return await self._refuse(not_sent())
         try:
             if answer.status != 101:
-                return await self._refuse(await self._refusal(answer, headers))
+                reading = self._start(self._refusal(answer, headers))
+                await asyncio.wait((reading, received), return_when=asyncio.FIRST_COMPLETED)
+                return await self._refuse(reading.result()) if reading.done() else None
             accepted = self._accepted(answer, headers)
             if accepted is None:
                 return await self._fail(aiohttp.ClientConnectionError())
@@ -265,8 +268,9 @@ class WebSocketRelay:
         """Return the upstream's refusal for the client."""
         content = bytearray()
         try:
-            while not answer.content.at_eof() and len(content) <= _MAX_REFUSAL_BYTES:
-                content += await answer.content.readany()
+            async with asyncio.timeout(_REFUSAL_SECONDS):
+                while not answer.content.at_eof() and len(content) <= _MAX_REFUSAL_BYTES:
+                    content += await answer.content.readany()
         except FAILURES as error:
             return no_answer(error)
         has_none = answer.status in _NO_WEBSOCKET or (

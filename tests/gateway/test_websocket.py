@@ -345,6 +345,45 @@ async def test_a_subprotocol_that_was_not_offered_is_a_502() -> None:
         assert (await refusal_of(url_of(upstream), subprotocols=["a"])).status_code == 502
 
 
+DRIP = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n: \n\r\n"
+
+
+@case(Section.GATEWAY, "the upstream refuses a websocket by an answer that does not end within 10 s", "504")
+async def test_a_refusal_that_goes_on_is_a_504(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "_REFUSAL_SECONDS", 0.05)
+    gone = asyncio.Event()
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(DRIP)
+        await reader.read()
+        gone.set()
+
+    async with raw_upstream(drip, switches=False) as upstream:
+        assert (await refusal_of(upstream)).status_code == 504
+        async with asyncio.timeout(5):
+            await gone.wait()
+
+
+async def test_nothing_is_left_when_a_client_leaves_while_its_refusal_comes() -> None:
+    gone = asyncio.Event()
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(DRIP)
+        await asyncio.sleep(0.05)  # for the gateway to have read that
+        client.received.put_nowait({"type": "websocket.disconnect", "code": 1006})
+        await reader.read()
+        gone.set()
+
+    client = Client()
+    async with raw_upstream(drip, switches=False) as upstream:
+        app = create_gateway(upstream)
+        async with asyncio.timeout(5):
+            await app(websocket_scope(), client.received.get, client.send)
+            await gone.wait()
+        assert client.sent == []
+        await app.aclose()
+
+
 # The end
 
 
