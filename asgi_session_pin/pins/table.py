@@ -141,14 +141,14 @@ class PinTable:
         """
         try:
             found = await self._store.get(key)
-            if found is None:
-                return False
-            pin = self._unpinned[key] = value_of(found)
-            return await self._store.discard(key, pin) and not isinstance(found, Lapsed)
         except Exception:
             if self._shared is not None:
                 self._shared.void(key)
             raise
+        if found is None:
+            return False
+        pin = self._unpinned[key] = value_of(found)
+        return await self._store.discard(key, pin) and not isinstance(found, Lapsed)
 
     async def put(self, key: bytes, pin: Pin) -> None:
         """Put a pin in the place of any other, and tell those that wait. Raises what the store raises."""

@@ -1,5 +1,6 @@
 """What one process knows of the pins in a shared store."""
 
+import math
 import time
 from collections.abc import Callable
 
@@ -82,6 +83,15 @@ class LocalCopy:
         if known is None or known.pin is None or overdue is not None:
             voided = 0.0 if known is None else known.voided
             self._table.put(key, Known(pin, self.outage, False, voided), self._age(pin))
+
+    def give_up(self, key: bytes, pin: Pin) -> None:
+        """Give up *pin* and what was decided before it, which the store could not be told; a younger one stays."""
+        known = self._table.peek(key)
+        voided = max(0.0 if known is None else known.voided, math.nextafter(pin.created, math.inf))
+        if known is None or known.pin is None or known.pin.created < voided:
+            self._table.put(key, Known(None, self.outage, False, voided))
+        else:
+            known.voided = voided
 
     def void(self, key: bytes) -> None:
         """Give up whatever was decided up to now, which the store could not be told."""

@@ -88,7 +88,7 @@ class ResilientStore:
         try:
             held = await self._ask(key, lambda: self._store.discard(key, pin), self._until(until))
         except StoreUnavailable:
-            self._copy.void(key)
+            self._copy.give_up(key, pin)
             raise
         self._copy.drop(key, pin)
         return held

@@ -117,6 +117,25 @@ async def test_a_pin_that_is_forgotten_while_the_store_is_out_is_forgotten_here_
     assert copy.is_in_doubt(known)
 
 
+async def test_what_is_decided_while_a_pin_is_forgotten_in_vain_stays() -> None:
+    class Late(MemoryStore):
+        async def discard(self, key: bytes, pin: Pin) -> bool:
+            await super().discard(key, pin)
+            await self.add(key, Pin("new", clock.now))
+            clock.now += 1
+            raise OSError("down")
+
+    clock, store = Clock(), Late()
+    shared = ResilientStore(store, LocalCopy(timer=clock, now=clock), timeout_seconds=1, timer=clock)
+    table = make_table(store, shared, timer=clock, now=clock)
+    await record(table, Pin("a", clock.now - 1))
+    with pytest.raises(StoreUnavailable):
+        await table.forget(b"key")
+    found = await find(table)
+    assert found is not None
+    assert found.model == "new"
+
+
 async def test_a_failure_of_the_store_is_raised_by_forget_alone() -> None:
     table = make_table(Out())
     with pytest.raises(OSError, match="down"):

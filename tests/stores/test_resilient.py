@@ -480,6 +480,54 @@ async def test_a_decision_after_a_pin_was_given_up_in_vain_wins_over_that_pin(se
     assert await server.store.get(K) == decided
 
 
+class LateAnswer(Server):
+    """Gives up a pin, and then hangs."""
+
+    async def discard(self, key: bytes, pin: Pin) -> bool:
+        held = await self.store.discard(key, pin)
+        await self._answer()
+        return held
+
+
+@case(
+    Section.SHARED_STORE,
+    "its answer to giving a pin up is late, and another one is made meanwhile",
+    "the other one stays, whoever made it",
+)
+@pytest.mark.parametrize("here", [True, False])
+@pytest.mark.parametrize("by_operator", [True, False])
+async def test_a_pin_that_was_made_while_another_was_given_up_in_vain_stays(
+    clock: Clock, here: bool, by_operator: bool
+) -> None:
+    server = LateAnswer()
+    one, other = replica(server, clock), replica(server, clock)
+    await one.add(K, A)
+    server.hangs = True
+    giving_up = asyncio.create_task(one.discard(K, A))
+    await until(lambda: server.asked == 2)
+    server.hangs = False
+    made = Pin("new", clock.now, by_operator=by_operator)
+    assert await (one if here else other).add(K, made) == made
+    await clock.wait(1)
+    await fails(giving_up)
+    assert one.recall(K) == (made if here else None)
+    assert [await store.get(K) for store in (one, other)] == [made, made]
+
+
+async def test_a_decision_here_that_is_younger_than_what_was_given_up_in_vain_takes_its_place(
+    server: Server, clock: Clock
+) -> None:
+    store = replica(server, clock)
+    await server.store.add(K, A)
+    await take_out(server, store)
+    decided = Pin("new", clock.now)
+    await fails(store.add(K, decided))
+    await fails(store.discard(K, A))
+    assert store.recall(K) == decided
+    await bring_back(server, clock, store)
+    assert await store.get(K) == await server.store.get(K) == decided
+
+
 async def test_a_decision_that_lapsed_meanwhile_is_told_when_it_goes_on(server: Server, clock: Clock) -> None:
     store = replica(server, clock)
     await take_out(server, store)
