@@ -16,6 +16,7 @@ async def claim_or_find(
     slot: Slot,
     *,
     claim: Callable[[], Awaitable[bool]],
+    is_over: Callable[[], bool],
     look_up: Callable[[], Awaitable[Pin | None]],
     timer: Callable[[], float],
     waits_until: float,
@@ -23,18 +24,20 @@ async def claim_or_find(
 ) -> Pin | None:
     """With the turn in hand, get the claim too, or the pin that another process comes to meanwhile.
 
+    Once the turn *is_over* there is nothing to claim: somebody here has chosen, or nobody will.
+
     Without either the request goes to the router: at *waits_until* on the timer, or at once if it may not wait.
     """
     started = timer() - slot.waited_seconds
     delay = FIRST_DELAY_SECONDS
     while True:
-        claimed = await claim()
+        may_go = is_over() or await claim()
         if slot.resets:
             return None
         # Also with the claim: somebody may have chosen since this request looked.
         pin = await look_up()
         left = waits_until - timer()
-        if pin is not None or claimed or left <= 0 or not may_wait:
+        if pin is not None or may_go or left <= 0 or not may_wait:
             return pin
         pause = min(uniform(delay / 2, delay), left)  # noqa: S311  # it spreads the load, and keeps no secret
         await asyncio.sleep(pause)

@@ -76,17 +76,18 @@ class PinTable:
                 await self._unpin(slot, pin, cause, self._until(slot))
             else:  # the choice that is made now takes its place
                 slot.changed("lapsed")
-        slot.turn = self._turns.take(slot.key)
-        chosen = None
-        if slot.turn is None:
-            if slot.resets:
-                return None
-            chosen = await self._wait(slot)
-        elif self._turns.choices != choices and not self._can_claim:
-            chosen = await self._leading(slot, self._look_for_choice(slot))  # somebody chose while the store was asked
-        if slot.turn is not None and self._shared is not None and self._can_claim:
-            chosen = await self._claim(slot, self._shared)
-        return chosen
+        outcome: Pin | Turn | None = self._turns.take(slot.key)
+        if outcome is None and not slot.resets:
+            outcome = await self._wait(slot)
+        if not isinstance(outcome, Turn):
+            return outcome
+        slot.turn = outcome
+        if self._shared is not None and self._can_claim:
+            return await self._claim(slot, outcome, self._shared)
+        # Somebody may have chosen while the store was asked, or another process while this request waited.
+        if not slot.resets and (slot.waited_seconds or self._turns.choices != choices):
+            return await self._leading(slot, self._look_for_choice(slot))
+        return None
 
     async def record(self, slot: Slot, pin: Pin) -> Pin:
         """Keep a choice, and tell those that wait; return the pin in force, another one if somebody chose before."""
@@ -208,31 +209,25 @@ class PinTable:
             self._failed(slot)
             return pin
 
-    async def _wait(self, slot: Slot) -> Pin | None:
+    async def _wait(self, slot: Slot) -> Pin | Turn | None:
         """Wait for the choice that another request is getting, or for the turn to get it."""
         started = self._timer()
         outcome = await self._turns.wait(slot.key, slot.hold, is_multiplexed=slot.is_multiplexed)
         slot.waited_seconds = self._timer() - started
-        if isinstance(outcome, Turn):
-            slot.turn = outcome
-            return None
-        slot.has_waited = outcome is not None
+        slot.has_waited = isinstance(outcome, Pin)
         return outcome
 
-    async def _claim(self, slot: Slot, shared: ResilientStore) -> Pin | None:
-        if shared.has_claim(slot.key):
-            return None
+    async def _claim(self, slot: Slot, turn: Turn, shared: ResilientStore) -> Pin | None:
         found = claim_or_find(
             slot,
             claim=lambda: slot.timed("claim", shared.claim(slot.key, self._lease, self._until(slot))),
+            is_over=lambda: self._turns.is_over(slot.key, turn),
             look_up=lambda: self._look_for_choice(slot),
             timer=self._timer,
             waits_until=self._timer() - slot.waited_seconds + self._wait_seconds,
             may_wait=slot.hold(),
         )
-        pin = await self._leading(slot, found)
-        slot.has_waited = pin is not None and slot.waited_seconds > 0
-        return pin
+        return await self._leading(slot, found)
 
     async def _leading(self, slot: Slot, finding: Awaitable[Pin | None]) -> Pin | None:
         """Look for a pin with the turn in hand; a pin ends the turn, and so does a cancellation."""
@@ -247,6 +242,7 @@ class PinTable:
         if pin is not None:
             self._turns.chosen(slot.key, pin)
             slot.turn = None
+            slot.has_waited = slot.waited_seconds > 0
         return pin
 
     async def _unpin(self, slot: Slot, pin: Pin, cause: Cause, until: float | None) -> None:

@@ -56,6 +56,10 @@ class Turns:
         self.enter(turn)
         return turn
 
+    def is_over(self, key: bytes, turn: Turn) -> bool:
+        """Tell whether *turn* is not in force any more: somebody else has chosen for *key*, or nobody will."""
+        return self._turns.get(key) is not turn
+
     def enter(self, turn: Turn) -> None:
         """Have this task have the turn."""
         _current.set(turn)
@@ -113,7 +117,7 @@ class Turns:
 
     def pass_on(self, key: bytes, turn: Turn) -> None:
         """Give the turn to the next who waits: there was no choice."""
-        if self._turns.get(key) is not turn:
+        if self.is_over(key, turn):
             return  # somebody else has chosen
         del self._turns[key]
         while turn.waiting:

@@ -106,29 +106,31 @@ class ResilientStore:
         """Whether processes agree by this store on who decides."""
         return self._claims is not None
 
-    def has_claim(self, key: bytes) -> bool:
-        """Tell whether this process has the right to decide, or at least asked for it and was told nothing."""
-        return key in self._tokens
-
     async def claim(self, key: bytes, lease_seconds: float, until: float | None = None) -> bool:
-        """Take the right to decide, by the time *until*; see `ClaimingStore.claim`. It is to be released."""
+        """Take the right to decide, by the time *until*, or see whether this process still has it.
+
+        See `ClaimingStore.claim`. It is to be released; where it is so while the store is asked, it is not taken.
+        """
         claims = self._claims
         assert claims is not None
-        token = self._tokens[key] = secrets.token_bytes(16)
+        token = self._tokens.setdefault(key, secrets.token_bytes(16))
         try:
             claimed = await self._ask(key, lambda: claims.claim(key, token, lease_seconds), self._until(until))
         except asyncio.CancelledError:
-            self.release(key)  # who asked has left, and whoever is next has to ask
+            self._let_go(key, token)  # who asked has left, and whoever is next has to ask
             raise
+        if self._tokens.get(key) is not token:  # it was released meanwhile, perhaps before the store gave it
+            self._let_go(key, token)
+            return False
         if not claimed:
             del self._tokens[key]
         return claimed
 
     def release(self, key: bytes) -> None:
         """Give the claim back that this process has, if it has one; nobody waits for it, and if it fails it lapses."""
-        token = self._tokens.pop(key, None)
+        token = self._tokens.get(key)
         if token is not None:
-            self._start(self._give_back(key, token))
+            self._let_go(key, token)
 
     async def aclose(self) -> None:
         """Close the store; raises what it raises, TimeoutError after 5 seconds."""
@@ -191,6 +193,11 @@ class ResilientStore:
             breaker.failed_again()
         else:
             breaker.answered()
+
+    def _let_go(self, key: bytes, token: bytes) -> None:
+        if self._tokens.get(key) is token:
+            del self._tokens[key]
+        self._start(self._give_back(key, token))
 
     async def _give_back(self, key: bytes, token: bytes) -> None:
         claims = self._claims

@@ -46,7 +46,7 @@ class SharedStore(MemoryStore):
         await asyncio.sleep(0)
         _, ends = self.claims.get(key, (b"", 0.0))
         if ends > self.clock.now:
-            return False
+            return self.claims[key][0] == token
         self.given += 1
         self.claims[key] = token, self.clock.now + seconds
         return True
@@ -194,6 +194,98 @@ async def test_the_next_request_of_the_same_process_takes_the_claim_over() -> No
     assert [answer.pin_status for answer in answers] == ["miss", "miss", "wait"]
     assert store.given == 1
     await until(lambda: not store.claims)
+
+
+class Claimless(MemoryStore):
+    """Processes share its pins, and agree on nothing else."""
+
+
+@case(
+    Section.SHARED_STORE,
+    "the process that decides fails after `decision_wait_seconds`, and another one has decided meanwhile",
+    "those that wait get its decision",
+)
+@pytest.mark.parametrize("kind", [SharedStore, Claimless])
+async def test_the_next_request_finds_what_another_process_has_decided_meanwhile(kind: type[MemoryStore]) -> None:
+    store, slow, fast = kind(), Router("late"), Router("b")
+    one, other = (SessionPinMiddleware(router, store=store) for router in (slow, fast))
+    slow.failures = 1
+    first = ask(one)
+    await until(lambda: slow.routed == 1)
+    second = ask(one)
+    if isinstance(store, SharedStore):
+        await store.clock.wait(5)  # the claim ends
+    fast.go_on.set()
+    assert told([await ask(other)]) == [("miss", "b")]
+    slow.go_on.set()
+    assert (await first).start["status"] == 500
+    assert told([await second]) == [("wait", "b")]
+    assert slow.routed == 1
+
+
+async def test_a_reset_takes_no_choice_that_was_made_while_the_store_was_asked() -> None:
+    class Slow(Claimless):
+        async def get(self, key: bytes) -> Pin | Lapsed[Pin] | None:
+            found = await super().get(key)
+            if resetting:
+                asked.set()
+                await go_on.wait()
+            return found
+
+    asked, go_on, resetting = asyncio.Event(), asyncio.Event(), False
+    router = Router("a", "b")
+    app = SessionPinMiddleware(router, store=Slow(), config=Config(store=Store(timeout_seconds=60)))
+    first = ask(app)
+    await until(lambda: router.routed == 1)
+    resetting = True
+    second = ask(app, RESET)
+    await asked.wait()
+    resetting = False
+    router.go_on.set()
+    assert told([await first]) == [("miss", "a")]
+    go_on.set()
+    assert (await second).pin_status == "miss"
+    assert router.routed == 2
+
+
+@pytest.mark.parametrize("other_leads", [True, False])
+@pytest.mark.parametrize("while_asked", [True, False])
+async def test_a_choice_while_a_claim_is_asked_for_is_taken_and_leaves_no_claim(
+    other_leads: bool, while_asked: bool
+) -> None:
+    class Slow(SharedStore):
+        async def claim(self, key: bytes, token: bytes, seconds: float) -> bool:
+            if is_slow:
+                asked.set()
+                await go_on.wait()
+            claimed = await super().claim(key, token, seconds)
+            asked.set()
+            return claimed
+
+    asked, go_on, is_slow = asyncio.Event(), asyncio.Event(), False
+    store, leading, router = Slow(), Router("late"), Router("b", "c")
+    config = Config(store=Store(timeout_seconds=60))
+    one, other = (SessionPinMiddleware(app, store=store, config=config) for app in (router, leading))
+    router.go_on.set()
+    if other_leads or not while_asked:
+        first = [ask(other)]
+        await until(lambda: leading.routed == 1)
+    else:
+        first = []
+    asked.clear()
+    is_slow = while_asked
+    second = ask(one)
+    await asked.wait()  # now it is asked, or waits until it asks again
+    assert (await ask(one, RESET)).pin_status == "miss"  # it waits for nobody
+    if not other_leads:
+        await store.clock.wait(5)  # the other one's claim ends
+    go_on.set()
+    [(status, model)] = told([await second])
+    assert (status in ("hit", "wait"), model, router.routed) == (True, "b", 1)
+    leading.go_on.set()
+    await asyncio.gather(*first)
+    await store.clock.wait(1)
+    await until(lambda: not any(ends > store.clock.now for _, ends in store.claims.values()))
 
 
 @case(Section.SHARED_STORE, "it stands still", "the others go on when its claim ends, after `decision_wait_seconds`")

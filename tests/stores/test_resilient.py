@@ -581,10 +581,10 @@ async def test_a_claim_is_given_back_once_while_nobody_waits(server: Server, clo
     one, other = replica(server, clock), replica(server, clock)
     assert await one.claim(K, 5) is True
     assert await other.claim(K, 5) is False
-    assert (one.has_claim(K), other.has_claim(K)) == (True, False)
+    assert await one.claim(K, 5) is True, "it still has it"
+    other.release(K)  # it has none
     one.release(K)
     one.release(K)  # there is nothing left to give back
-    assert one.has_claim(K) is False
     asked = server.asked
     await settle()
     assert server.asked == asked + 1
@@ -597,8 +597,38 @@ async def test_a_claim_that_cannot_be_given_back_is_left_to_lapse(server: Server
     server.is_out = True
     store.release(K)
     await settle()
-    assert store.has_claim(K) is False
     assert K in server.claims
+    server.is_out = False
+    assert await store.claim(K, 5) is False, "it is another one's now"
+
+
+@pytest.mark.parametrize("is_cancelled", [True, False])
+async def test_a_claim_that_is_released_while_it_is_asked_for_is_not_taken(clock: Clock, is_cancelled: bool) -> None:
+    class Late(Server):
+        """Gives claims after it got what was sent later."""
+
+        async def claim(self, key: bytes, token: bytes, seconds: float) -> bool:
+            if not arrived.is_set():
+                self.claims[key] = token
+                await arrived.wait()
+                self.claims[key] = token
+            return await super().claim(key, token, seconds)
+
+    server, arrived = Late(), asyncio.Event()
+    store = replica(server, clock, timeout=3600)
+    claiming = asyncio.create_task(store.claim(K, 5))
+    await until(lambda: K in server.claims)
+    store.release(K)
+    await until(lambda: not server.claims)
+    arrived.set()
+    assert await store.claim(K, 5) is True  # it is asked for anew
+    if is_cancelled:
+        claiming.cancel()
+        await asyncio.wait([claiming])
+    else:
+        assert await claiming is False
+    await settle()
+    assert await store.claim(K, 5) is True
 
 
 async def test_closing_ends_what_goes_on_beside_and_closes_the_store(server: Server, clock: Clock) -> None:
