@@ -134,9 +134,12 @@ class WebSocketRelay:
     async def run(self) -> None:
         """Forward, until one of the sides closes."""
         await self._receive()  # that somebody wants to connect
+        asking = self._start(self._upstream.ask(self._scope, None, self._handshake()))
         try:
-            await self._forward(self._start(self._next()))
+            await self._forward(asking, self._start(self._next()))
         finally:
+            if asking.done() and not asking.cancelled() and asking.exception() is None:
+                asking.result()[0].close()  # also where nobody has looked at it yet, since the request is cancelled
             await self._stop()
 
     async def _stop(self) -> None:
@@ -153,8 +156,7 @@ class WebSocketRelay:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _forward(self, received: asyncio.Task[Message]) -> None:
-        asking = self._start(self._upstream.ask(self._scope, None, self._handshake()))
+    async def _forward(self, asking: asyncio.Task[tuple[Answer, Headers]], received: asyncio.Task[Message]) -> None:
         await asyncio.wait((asking, received), return_when=asyncio.FIRST_COMPLETED)
         if not asking.done():
             return None  # the client has left
@@ -164,17 +166,14 @@ class WebSocketRelay:
             return await self._fail(error)
         except ValueError:
             return await self._refuse(not_sent())
-        try:
-            if answer.status != 101:
-                reading = self._start(self._refusal(answer, headers))
-                await asyncio.wait((reading, received), return_when=asyncio.FIRST_COMPLETED)
-                return await self._refuse(reading.result()) if reading.done() else None
-            accepted = self._accepted(answer, headers)
-            if accepted is None:
-                return await self._fail(aiohttp.ClientConnectionError())
-            socket = UpstreamSocket(answer.take_connection())
-        finally:
-            answer.close()
+        if answer.status != 101:
+            reading = self._start(self._refusal(answer, headers))
+            await asyncio.wait((reading, received), return_when=asyncio.FIRST_COMPLETED)
+            return await self._refuse(reading.result()) if reading.done() else None
+        accepted = self._accepted(answer, headers)
+        if accepted is None:
+            return await self._fail(aiohttp.ClientConnectionError())
+        socket = UpstreamSocket(answer.take_connection())
         try:
             await self._send(accepted)
             await self._pass_frames(socket, received)

@@ -19,7 +19,7 @@ from websockets.http11 import Request, Response
 from asgi_driver import until
 from asgi_session_pin import Config, Gateway
 from asgi_session_pin.gateway import create_gateway, websocket
-from asgi_session_pin.gateway.websocket import MAX_MESSAGE_BYTES
+from asgi_session_pin.gateway.websocket import MAX_MESSAGE_BYTES, WebSocketRelay
 from behaviour_document import Section, case
 from servers import free_port, serve_app
 from tcp_servers import Serve, tcp_server
@@ -725,3 +725,28 @@ async def test_where_the_client_is_cut_off_the_upstream_gets_no_close(code: int)
             await running
         await until(lambda: rest == [b""])
         await app.aclose()
+
+
+async def test_an_answer_that_comes_as_the_request_is_cancelled_is_closed() -> None:
+    class Answered:
+        """An upstream whose answer is there in the very moment in which the request ends."""
+
+        def __init__(self) -> None:
+            self.closed = 0
+
+        async def ask(self, *_: Any) -> tuple[Any, list[Any]]:
+            await asyncio.sleep(0)
+            running.cancel()
+            return self, []
+
+        def close(self) -> None:
+            self.closed += 1
+
+    upstream: Any = Answered()
+    client = Client()
+    relay = WebSocketRelay(upstream, None, websocket_scope(), client.received.get, client.send)
+    running = asyncio.create_task(relay.run())
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert upstream.closed == 1
+    assert client.sent == []
