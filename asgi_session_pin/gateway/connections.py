@@ -39,6 +39,7 @@ class UpstreamConnection(ResponseHandler):
         self._connections = connections
         self._answer: Any = None  # its head, as aiohttp has parsed it, and its body
         self._idle_since: float | None = math.inf  # None while there is a request, infinite before the first one
+        self._last_bytes = b""  # of a part of a head, whose end may be cut in two
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
@@ -65,6 +66,7 @@ class UpstreamConnection(ResponseHandler):
     def set_response_params(self, **params: Any) -> None:
         """Be ready for an answer: a request is about to be sent."""
         self._answer = self._idle_since = None
+        self._last_bytes = b""
         super().set_response_params(**params)
 
     def feed_data(self, data: Any, size: int = 0) -> None:
@@ -86,7 +88,7 @@ class UpstreamConnection(ResponseHandler):
         rest = self._read_head(data) if data and self._answer is None else data
         if self._answer is None:
             if rest and self.exception() is None:
-                super().data_received(rest)
+                self._receive_part(rest)
             return
         head, body = self._answer
         if body.is_eof():
@@ -104,12 +106,22 @@ class UpstreamConnection(ResponseHandler):
 
     def _read_head(self, data: bytes) -> bytes:
         """Take a head by itself, since the rest could spoil it. Return the rest."""
-        while self._answer is None and self.exception() is None and (end := data.find(b"\r\n\r\n") + 4) > 3:
+        while self._answer is None and self.exception() is None and not self.upgraded:
+            found = (self._last_bytes + data).find(b"\r\n\r\n")
+            if found < 0:
+                break
+            end = found + 4 - len(self._last_bytes)
+            self._last_bytes = b""
             super().data_received(data[:end])
             data = data[end:]
-            if self.upgraded:
-                break
         return data
+
+    def _receive_part(self, data: bytes) -> None:
+        """Take a part of a head, or one of bare line feeds, with what comes behind it."""
+        self._last_bytes = (self._last_bytes + data)[-3:]
+        super().data_received(data)
+        if self._answer is not None and self._answer[1].is_eof():
+            self._end(False)  # how long its head was is not known, and so neither whether more came
 
     def _break_answer(self, error: BaseException) -> None:
         if self._answer is not None and not self._answer[1].is_eof():

@@ -168,6 +168,43 @@ async def test_a_connection_is_not_used_again_after_a_server_error(pieces: tuple
         assert served.connections == 3
 
 
+@pytest.mark.parametrize("cut", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("answer", "connections"),
+    [
+        (OK, 1),
+        (OK + b"XX", 3),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", 1),
+        (b"HTTP/1.1 503 Oops\r\ncontent-length: 2\r\n\r\nok", 3),
+        (b"HTTP/1.1 503 Oops\r\ncontent-length: 0\r\n\r\n", 3),
+    ],
+)
+async def test_a_head_whose_end_is_cut_in_two_is_a_head(cut: int, answer: bytes, connections: int) -> None:
+    end = answer.index(b"\r\n\r\n") + cut
+    async with upstream_that(say(answer[:end], answer[end:])) as (upstream, served):
+        for _ in range(3):
+            assert (await ask(upstream))[1] in (b"ok", b"")
+        assert served.connections == connections
+
+
+async def test_a_head_that_comes_byte_by_byte_is_a_head() -> None:
+    async def answer(writer: asyncio.StreamWriter, number: int) -> None:
+        for byte in b"HTTP/1.1 103 Early Hints\r\n\r\n" + OK:
+            writer.write(bytes([byte]))
+            await asyncio.sleep(0.001)
+
+    async with upstream_that(answer) as (upstream, served):
+        assert [await ask(upstream) for _ in range(2)] == [(200, b"ok")] * 2
+        assert served.connections == 1
+
+
+@pytest.mark.parametrize("status", [200, 503])
+async def test_a_connection_is_not_used_again_where_the_end_of_a_head_could_not_be_seen(status: int) -> None:
+    async with upstream_that(say(b"HTTP/1.1 %d X\ncontent-length: 2\n\nok" % status)) as (upstream, served):
+        assert [await ask(upstream) for _ in range(2)] == [(status, b"ok")] * 2
+        assert served.connections == 2
+
+
 BROKEN = {
     "a chunk": (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", b"no size\r\n"),
     "a chunk in one piece": (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nno size\r\n",),
