@@ -99,17 +99,19 @@ class Upstream:
     async def _bind(self) -> "_Bound":
         """Return what is bound to the event loop that runs."""
         loop = asyncio.get_running_loop()
-        if self._bound is None or self._bound.loop is not loop:
-            if self._bound is not None and self._bound.loop.is_closed():
-                await self._bound.connector.close()
+        bound = self._bound
+        if bound is None or bound.loop is not loop:
             connector = Connector(
                 self._settings.keepalive_seconds,
                 limit=self._settings.max_connections or 0,
                 resolver=aiohttp.ThreadedResolver(),  # as the system resolves names, whatever else is installed
             )
             destination = aiohttp.ClientRequest("GET", self._url, loop=loop, ssl=self._tls or True)
-            self._bound = _Bound(loop, connector, destination, asyncio.Lock(), self._clock())
-        return self._bound
+            old, bound = bound, _Bound(loop, connector, destination, asyncio.Lock(), self._clock())
+            self._bound = bound  # before others come
+            if old is not None and old.loop.is_closed():
+                await old.connector.close()
+        return bound
 
     async def aclose(self) -> None:
         """Close the connections, but for those of another event loop that is not closed."""

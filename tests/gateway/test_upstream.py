@@ -5,12 +5,14 @@ import contextlib
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
 
 from asgi_driver import Answer, body_messages, http_scope, receive_from
 from asgi_session_pin import ConfigError, Gateway
+from asgi_session_pin.gateway.connections import Connector
 from asgi_session_pin.gateway.proxy import ReverseProxy, create_gateway
 from behaviour_document import Section, case
 from servers import free_port
@@ -136,3 +138,36 @@ def test_connections_are_made_anew_in_another_event_loop() -> None:
     asyncio.run(close(proxy))  # not in that one's place
     loop.run_until_complete(close(proxy))
     loop.close()
+
+
+def test_requests_that_are_the_first_ones_of_an_event_loop_share_its_connections(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[Connector] = []
+    closed: list[Connector] = []
+    make, close = Connector.__init__, Connector.close
+
+    def remember(self: Connector, *arguments: Any, **options: Any) -> None:
+        made.append(self)
+        make(self, *arguments, **options)
+
+    async def close_slowly(self: Connector, **options: Any) -> None:
+        await asyncio.sleep(0)
+        closed.append(self)
+        await close(self, **options)
+
+    async def ask_twice() -> None:
+        answers = await asyncio.gather(get(proxy, "/"), get(proxy, "/"))
+        assert [answer.start["status"] for answer in answers] == [502, 502]
+
+    async def ask_twice_and_close() -> None:
+        await ask_twice()
+        await proxy.aclose()
+
+    monkeypatch.setattr(Connector, "__init__", remember)
+    monkeypatch.setattr(Connector, "close", close_slowly)
+    proxy = ReverseProxy(f"http://127.0.0.1:{free_port()}")
+    asyncio.run(ask_twice())
+    asyncio.run(ask_twice_and_close())
+    assert len(made) == 2
+    assert closed == made
