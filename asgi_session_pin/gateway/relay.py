@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from enum import Enum
 
 import aiohttp
@@ -17,6 +17,7 @@ logger = logging.getLogger("asgi_session_pin.gateway")
 
 _UNWATCHED_SECONDS = 0.05  # most plain answers are there by then, without a task that waits for the client to leave
 _WHOLE_BYTES = 1_048_576  # of more in one piece aiohttp warns
+_PIECE_BYTES = 65_536  # each of which has its time to be taken
 
 
 class UpstreamBroke(Exception):
@@ -28,6 +29,7 @@ class _Reason(Enum):
 
     LEFT = "the client left"
     STALLED = "the upstream does not take the body"
+    OVER = "the request is over"  # what comes too late would hit what its task does by then
 
 
 class _ClientLeft(Exception):
@@ -50,6 +52,7 @@ class Relay:
         self._has_answered = False
         self._watch_timer: asyncio.TimerHandle | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
         """Forward."""
@@ -67,6 +70,7 @@ class Relay:
             if self._given_up is _Reason.STALLED:
                 await self._fail(TimeoutError())
         finally:
+            self._given_up = _Reason.OVER
             self._stop_watching()
 
     async def _forward(self) -> None:
@@ -117,7 +121,7 @@ class Relay:
         self._watch_soon()
         return bytes(body)
 
-    async def _pieces(self, message: Message) -> AsyncIterator[bytes]:
+    async def _pieces(self, message: Message) -> AsyncIterator[bytes | memoryview]:
         more = True
         while more:
             if message["type"] != "http.request":
@@ -126,15 +130,30 @@ class Relay:
             more = message.get("more_body", False)
             if not more:
                 self._watch_soon()
-            if message.get("body"):
-                stall = self._stall_seconds and self._loop.call_later(
-                    self._stall_seconds, self._give_up, _Reason.STALLED
-                )
-                yield message["body"]
-                if stall:
-                    stall.cancel()
+            body = message.get("body", b"")
+            for piece in (body,) if len(body) <= _PIECE_BYTES else _cut(body):
+                self._start_stall_timer()
+                yield piece
+                self._stop_stall_timer()
             if more:
+                if self._watching is not None:  # it has what the upstream did not take, and ends when the client leaves
+                    await self._watching
                 message = await self._receive()
+
+    def _start_stall_timer(self) -> None:
+        if self._stall_seconds is not None:
+            self._stall_timer = self._loop.call_later(self._stall_seconds, self._stall)
+
+    def _stop_stall_timer(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+
+    def _stall(self) -> None:
+        """Give up an upstream that takes nothing. One that answers may leave the rest of the body."""
+        if not self._has_answered:
+            self._give_up(_Reason.STALLED)
+        elif self._watch_timer is None:  # the client may leave before it has sent that
+            self._watch()
 
     def _give_up(self, reason: _Reason) -> None:
         if self._given_up is None:
@@ -149,6 +168,7 @@ class Relay:
         self._watching = self._loop.create_task(self._wait_for_disconnect())
 
     def _stop_watching(self) -> None:
+        self._stop_stall_timer()
         if self._watch_timer is not None:
             self._watch_timer.cancel()
         if self._watching is not None:
@@ -158,3 +178,9 @@ class Relay:
         while (await self._receive())["type"] != "http.disconnect":
             pass  # the empty body of a request without one
         self._give_up(_Reason.LEFT)
+
+
+def _cut(body: bytes) -> Iterator[memoryview]:
+    whole = memoryview(body)
+    for start in range(0, len(whole), _PIECE_BYTES):
+        yield whole[start : start + _PIECE_BYTES]

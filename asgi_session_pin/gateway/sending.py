@@ -13,7 +13,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from ..wire.headers import NAME, Headers
 
-Body = bytes | AsyncIterable[bytes] | None
+Body = bytes | AsyncIterable[bytes | memoryview] | None
 
 _is_method = re.compile(NAME.encode()).fullmatch
 _find_in_target = re.compile(rb"[\x00-\x20\x7f]").search
@@ -122,7 +122,7 @@ async def send_request(connection: Connection, request: Request, **reading: Any)
         raise
 
 
-async def _send(protocol: ResponseHandler, body: AsyncIterable[bytes], length: int | None) -> None:
+async def _send(protocol: ResponseHandler, body: AsyncIterable[bytes | memoryview], length: int | None) -> None:
     writer = StreamWriter(protocol, asyncio.get_running_loop())
     writer.length = length
     if length is None:
@@ -132,8 +132,8 @@ async def _send(protocol: ResponseHandler, body: AsyncIterable[bytes], length: i
             await writer.write(piece)
         if writer.length:
             raise EOFError
+        protocol.start_timeout()  # also for what of the body is not taken yet
         await writer.write_eof()
-        protocol.start_timeout()
     except OSError:
         pass  # the connection is lost, which is told where the answer is awaited
     except Exception as error:

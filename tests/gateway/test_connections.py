@@ -426,3 +426,22 @@ async def test_a_connection_that_is_lost_while_the_body_is_sent_is_told() -> Non
     async with upstream_that(reset) as (upstream, _):
         with pytest.raises((aiohttp.ClientError, OSError)):
             await upstream.ask(http_scope(path="/"), endless())
+
+
+async def test_an_upstream_that_does_not_take_the_end_of_a_body_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[aiohttp.connector.Connection] = []
+    connect = aiohttp.TCPConnector.connect
+
+    async def remember(*arguments: object) -> object:
+        made.append(await connect(*arguments))  # type: ignore[arg-type]
+        return made[-1]
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"x"
+        assert made[0].protocol is not None
+        made[0].protocol.pause_writing()  # as the transport does where it has too much to send
+
+    monkeypatch.setattr(aiohttp.TCPConnector, "connect", remember)
+    async with upstream_that(say(), read_timeout_seconds=0.05) as (upstream, _):
+        with pytest.raises(TimeoutError):
+            await upstream.ask(http_scope(path="/"), body())
