@@ -20,7 +20,8 @@ MOST_RETIRED = 1_000
 class Note(msgspec.Struct, frozen=True, omit_defaults=True):
     """What operators said.
 
-    - `generation`: how many changes there were.
+    - `generation`: of two notes the one with the higher number was said later: when it was, in milliseconds of the wall
+      clock, but more than the one before it.
     - `retired`: names of models, sorted.
     - `is_paused`: whether no pin is read or written.
     """
@@ -39,15 +40,22 @@ class Steering:
     """Follows the note in *store*, and changes it.
 
     It is read in the background, never on a request's way: `watch` begins with it, `start` before any request. In an
-    outage, and where the store has lost it, what it said last holds. For one event loop at a time. *timer* tells
-    seconds that only go forward.
+    outage, and where the store has lost it or has an older one, what it said last holds. For one event loop at a time.
+    *timer* tells seconds that only go forward, *now* those of the wall clock.
     """
 
-    def __init__(self, store: PinStore, warn: Warnings, timer: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        store: PinStore,
+        warn: Warnings,
+        timer: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self._store = store if isinstance(store, OperableStore) else None
         self._is_local = type(store) is MemoryStore
         self._warn = warn
         self._timer = timer
+        self._now = now
         self._loop: asyncio.AbstractEventLoop | None = None
         self._next_look: asyncio.TimerHandle | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -105,13 +113,13 @@ class Steering:
             names = set(note.retired) | {model} if is_retired else set(note.retired) - {model}
             if len(names) > MOST_RETIRED:
                 raise ValueError(f"there are {MOST_RETIRED} retired models already")
-            return Note(note.generation + 1, tuple(sorted(names)), note.is_paused)
+            return Note(self._next(note), tuple(sorted(names)), note.is_paused)
 
         await self._change(change)
 
     async def pause(self, is_paused: bool) -> None:
         """Pause pinning, or go on. Raises what the store raises."""
-        await self._change(lambda note: Note(note.generation + 1, note.retired, is_paused))
+        await self._change(lambda note: Note(self._next(note), note.retired, is_paused))
 
     async def _change(self, change: Callable[[Note], Note]) -> None:
         store = self._store
@@ -124,13 +132,17 @@ class Steering:
                     return self._follow(note)
         raise TimeoutError
 
+    def _next(self, note: Note) -> int:
+        return max(note.generation + 1, int(self._now() * 1000))
+
     async def _look(self, store: OperableStore) -> bytes | None:
         """Follow the note, and return it as it is kept."""
         content = await store.read_note()
-        if content is not None:
-            self._follow(_decode(content))
-        elif self._note.generation:  # the store has lost it
-            await store.replace_note(None, _encode(self._note))
+        note = Note() if content is None else _decode(content)
+        if note.generation >= self._note.generation:
+            self._follow(note)
+        else:  # the store has lost what was said last; or it was said since this was read, and is there
+            await store.replace_note(content, _encode(self._note))
         self._has_read = True
         return content
 

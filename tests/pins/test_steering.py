@@ -107,6 +107,78 @@ async def test_the_very_first_retirement_breaks_no_choice_that_is_under_way(here
     assert steering.was_retired("gone", clock.now)
 
 
+class SharedNote(MemoryStore):
+    """Other processes write its *note*, which it can lose. It waits after a read for *slow*, if there is any."""
+
+    note: bytes | None = None
+    slow: asyncio.Event | None = None
+
+    async def read_note(self) -> bytes | None:
+        found, slow = self.note, self.slow
+        if slow is not None:
+            await slow.wait()
+        return found
+
+    async def replace_note(self, old: bytes | None, new: bytes) -> bool:
+        is_old = self.note == old
+        if is_old:
+            self.note = new
+        return is_old
+
+
+@case(
+    Section.OPERATORS,
+    "the store loses what was said last: all of it, or a replica takes over that had not got it",
+    "it holds, in all processes, and the store has it again",
+)
+@pytest.mark.parametrize("has_a_replica", [True, False])
+@pytest.mark.parametrize("has_seen_it", [True, False])
+async def test_what_was_said_last_holds_where_the_store_has_lost_it(has_a_replica: bool, has_seen_it: bool) -> None:
+    clock, store = Clock(), SharedNote()
+    one, other = (Steering(store, Warnings(clock), clock, clock) for _ in range(2))
+    await one.retire("old", True)
+    replica = store.note
+    await other.read()
+    await one.pause(True)
+    await one.retire("broken", True)
+    if has_seen_it:
+        await other.read()
+    store.note = replica if has_a_replica else None
+    for steering in (other, one, other):  # the first one may bring the older note back
+        await steering.read()
+    late = Steering(store, Warnings(clock), clock, clock)
+    await late.read()
+    for steering in (one, other, late):
+        assert (steering.is_paused, set(steering.retired)) == (True, {"old", "broken"})
+
+
+async def test_what_is_said_after_a_loss_is_the_last_word_whoever_says_it() -> None:
+    clock, store = Clock(), SharedNote()
+    one = Steering(store, Warnings(clock), clock, clock)
+    for _ in range(5):
+        await one.pause(True)
+        await one.retire("gone", True)
+    store.note = None
+    clock.now += 1
+    await Steering(store, Warnings(clock), clock, clock).retire("broken", True)  # another process, which knew nothing
+    await one.read()
+    assert (one.is_paused, set(one.retired)) == (False, {"broken"})
+
+
+async def test_what_is_said_while_an_older_note_is_read_holds() -> None:
+    clock, store = Clock(), SharedNote()
+    steering = Steering(store, Warnings(clock), clock, clock)
+    await steering.retire("gone", True)
+    store.slow = asyncio.Event()
+    reading = asyncio.create_task(steering.read())
+    await asyncio.sleep(0)
+    slow, store.slow = store.slow, None
+    await steering.pause(True)
+    slow.set()
+    await reading
+    assert steering.is_paused
+
+
 @pytest.mark.parametrize("word", ["complete", "failed"])
 def test_an_app_starts_in_an_event_loop_that_is_not_asyncios(word: str) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
