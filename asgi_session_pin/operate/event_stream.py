@@ -14,6 +14,7 @@ MOST_WAITING = 1_000  # events for a reader that is slow
 _MOST_AT_ONCE = 100
 _QUIET_SECONDS = 15.0  # then a comment tells proxies in between that there still is somebody
 _LONGEST_SECONDS = 300.0  # a worker that is to end waits for no reader for longer; who still reads comes again
+_LAST_SECONDS = 1.0  # for the end of an answer
 
 _QUIET = b":\n\n"
 _encode = msgspec.json.Encoder().encode
@@ -34,18 +35,23 @@ class EventStream:
         self._news.set()
 
     async def run(self, receive: Receive, send: Send, headers: Headers) -> None:
-        """Send events until the reader leaves, or for five minutes."""
+        """Send events until the reader leaves, or for five minutes.
+
+        Raises TimeoutError for one that has stalled: it would not take the end either, and the server is to close its
+        connection.
+        """
         leaving = asyncio.ensure_future(_wait_for_disconnect(receive))
         leaving.add_done_callback(lambda _: self._news.set())
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await _send_more(send, _QUIET)
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LONGEST_SECONDS):
+                    await send({"type": "http.response.start", "status": 200, "headers": headers})
+                    await _send_more(send, _QUIET)
                     while not leaving.done():
                         await _send_more(send, await self._next())
             if not leaving.done():
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                async with asyncio.timeout(_LAST_SECONDS):
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             leaving.cancel()
 

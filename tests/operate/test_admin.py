@@ -382,6 +382,21 @@ async def test_a_quiet_stream_shows_that_it_lives_and_ends_in_time(monkeypatch: 
         await asyncio.wait_for(asyncio.shield(reader.task), 5)
 
 
+@case(Section.OPERATORS, "a reader of events stalls", "its connection is closed after five minutes, which makes room")
+async def test_a_reader_that_stalls_is_closed_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asgi_session_pin.operate.event_stream._LONGEST_SECONDS", 0.2)
+    monkeypatch.setattr("asgi_session_pin.operate.event_stream._LAST_SECONDS", 0.01)
+    app = pinned()
+    reader = Reader(create_admin(app))
+    await reader.__aenter__()
+    reader.is_slow = True
+    await call(app, AUTO, SESSION)
+    await asyncio.wait([reader.task], timeout=5)
+    assert app.runtime.listeners == []
+    with pytest.raises(TimeoutError):
+        reader.task.result()
+
+
 async def test_a_reader_whose_connection_breaks_is_forgotten() -> None:
     app = pinned()
     admin = create_admin(app)
