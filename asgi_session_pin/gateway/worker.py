@@ -59,6 +59,7 @@ class Limits:
     """How long what a worker does may take, in seconds; the last three count from the order to stop."""
 
     start: float = 60
+    handshakes: float = 5  # of TLS, which go on when the settings change
     retired: float = 3600  # of streams that were there when the settings changed
     uploads: float = 10
     streams: float = 25
@@ -131,6 +132,7 @@ class _Server(uvicorn.Server):
         self._limits = limits
         self._supervisor = supervisor
         self._order: Order | None = None
+        self._stays_until = 0.0  # at least, on the event loop's clock
         self._silent = SilentClients()
 
     async def main_loop(self) -> None:
@@ -141,7 +143,8 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Return whether to shut down. uvicorn asks ten times a second."""
-        is_done = self._order is Order.RETIRE and not self.server_state.connections  # nor any that was just accepted
+        is_idle = not self.server_state.connections and asyncio.get_running_loop().time() >= self._stays_until
+        is_done = self._order is Order.RETIRE and is_idle  # before the order is read: no connection was just accepted
         try:
             while self._order is not Order.STOP and self._supervisor.poll():
                 self._follow(self._supervisor.recv())
@@ -165,6 +168,8 @@ class _Server(uvicorn.Server):
         if order is Order.RETIRE:
             for server in self.servers:
                 server.close()
+            if self.config.is_ssl:  # whoever is in a handshake is no connection yet
+                self._stays_until = asyncio.get_running_loop().time() + self._limits.handshakes
 
     def _cut_uploads(self) -> None:
         for connection in self._connections():

@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+import trustme
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -27,7 +29,7 @@ from asgi_session_pin.config import Admin
 from asgi_session_pin.gateway.listeners import bind
 from asgi_session_pin.gateway.logs import Logs
 from asgi_session_pin.gateway.supervisor import Supervisor
-from asgi_session_pin.gateway.worker import READY, Limits, Order, Service, run_worker
+from asgi_session_pin.gateway.worker import READY, Certificate, Limits, Order, Service, run_worker
 from behaviour_document import Section, case
 from servers import PATIENCE, free_port, is_open, serve_app, wait_until, wait_until_open, workers_of
 
@@ -382,6 +384,44 @@ def test_a_retired_worker_serves_whom_it_has_and_nobody_else() -> None:
             assert uploading.recv(13) == b"HTTP/1.1 502 "
 
     lead(supervisor)
+
+
+@case(
+    Section.GATEWAY,
+    "SIGHUP, and a client that is in its TLS handshake",
+    "the old worker goes on with it for five seconds, and answers its request",
+)
+def test_a_retired_worker_goes_on_with_handshakes(tmp_path: Path) -> None:
+    def supervisor(worker: "Connection[Order, object]", port: int) -> None:
+        wait_until_ready(worker)
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = context.wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
+        with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
+            with pytest.raises(ssl.SSLWantReadError):
+                tls.do_handshake()
+            client.sendall(outgoing.read())
+            incoming.write(client.recv(65536))
+            worker.send(Order.RETIRE)
+            wait_until(lambda: not is_open(port))
+            client.settimeout(0.5)
+            with pytest.raises(TimeoutError):  # nothing comes, nor does it end
+                client.recv(1)
+            client.settimeout(PATIENCE)
+            tls.do_handshake()
+            tls.write(b"GET /-/session-pin/healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+            client.sendall(outgoing.read())
+            received = b""
+            while not received:
+                assert incoming.write(client.recv(65536)) > 0
+                with contextlib.suppress(ssl.SSLWantReadError):  # tickets of TLS 1.3 come first
+                    received = tls.read(13)
+            assert received == b"HTTP/1.1 200 "
+
+    authority, both = trustme.CA(), tmp_path / "both.pem"
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(both))
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    lead(supervisor, replace(GOOD, certificate=Certificate(str(both))), Limits(handshakes=2))
 
 
 def test_a_worker_cuts_uploads_that_hang_before_streams() -> None:
