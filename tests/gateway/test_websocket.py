@@ -3,9 +3,10 @@
 import asyncio
 import base64
 import contextlib
+import errno
 import hashlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from http import HTTPStatus
 from typing import Any
 
@@ -54,6 +55,24 @@ async def proxied(
             await asyncio.to_thread(serving.close)  # the upstream goes on meanwhile
 
 
+@contextlib.contextmanager
+def resets_pass() -> Iterator[None]:
+    """Let asyncio's transports raise in peace where a connection that they are about to half-close has been reset."""
+    loop = asyncio.get_running_loop()
+    others = loop.get_exception_handler()
+    assert others is not None
+
+    def heed(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if getattr(context.get("exception"), "errno", None) != errno.ENOTCONN:
+            others(loop, context)
+
+    loop.set_exception_handler(heed)
+    try:
+        yield
+    finally:
+        loop.set_exception_handler(others)
+
+
 @contextlib.asynccontextmanager
 async def echoing(handler: Handler | None = None, **options: Any) -> AsyncIterator[Server]:
     """An upstream that sends back what it gets, unless there is a *handler*."""
@@ -62,8 +81,9 @@ async def echoing(handler: Handler | None = None, **options: Any) -> AsyncIterat
         async for message in connection:
             await connection.send(message)
 
-    async with serve(handler or echo, "127.0.0.1", 0, max_size=None, **options) as server:
-        yield server
+    with resets_pass():
+        async with serve(handler or echo, "127.0.0.1", 0, max_size=None, **options) as server:
+            yield server
 
 
 @contextlib.asynccontextmanager
