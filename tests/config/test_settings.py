@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from asgi_session_pin.config import Config, ConfigError, Decisions, Endpoint, Limits, Routing, Sessions, Store
@@ -387,4 +387,5 @@ texts = st.text(min_size=1) | st.sampled_from(["null", "1e3", "=", "${X}", "$$",
 )
 @settings(deadline=None)
 def test_settings_written_as_yaml_are_read_as_the_same(config: Config) -> None:
+    assume("***" not in config.to_yaml())  # what looks like a URL's credentials is masked
     assert read_settings(Config, load_yaml(config.to_yaml().encode())) == (config, [])
